@@ -1,0 +1,106 @@
+"""One episode from plan to record: a strategy planned, applied, measured and recorded, whatever the outcome."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from agentic_compression.records.evaluation import CheckpointRef, Environment, Evaluation, Objectives
+from agentic_compression.records.record import Record
+from agentic_compression.records.strategy import Strategy
+from agentic_compression.records.study import TerminationReason
+
+__all__ = [
+    "CompressionOutcome",
+    "EpisodePlan",
+    "EpisodeRecord",
+    "EpisodeStatus",
+    "EvaluationOutcome",
+    "Proposal",
+    "StageTiming",
+]
+
+EpisodeStatus = Literal["succeeded", "infeasible", "failed", "oom", "timed_out"]
+
+
+class Proposal(Record):
+    """What a planner says: a strategy with its reason, or the end of the search."""
+
+    strategy: Strategy | None = Field(default=None, description="None when the planner ends the search")
+    end: TerminationReason | None = Field(default=None, description="set exactly when there is no strategy")
+    rationale: str = ""
+    source: str = Field(description="what made it: 'baseline', 'seed', 'tpe', 'random', 'llm' …")
+
+
+class EpisodePlan(Record):
+    """A claimed episode number with the strategy to try."""
+
+    study: str
+    episode: int = Field(ge=0, description="0 is the uncompressed baseline")
+    strategy: Strategy | None = Field(default=None, description="None when the study has ended")
+    end: TerminationReason | None = None
+    rationale: str = ""
+    planner: str
+    source: str
+    seed: int
+    run_id: str | None = Field(default=None, description="the MLflow run that records this episode")
+
+
+class StageTiming(Record):
+    """Seconds and bytes of one applied stage."""
+
+    stage: str
+    seconds: float = Field(ge=0)
+    cached: bool = False
+
+
+class CompressionOutcome(Record):
+    """A checkpoint, or the reason there is none."""
+
+    status: EpisodeStatus
+    error: str | None = None
+    checkpoint: CheckpointRef | None = None
+    stages: tuple[StageTiming, ...] = ()
+    seconds: float = 0.0
+    joules: float = 0.0
+    peak_rss_bytes: int = 0
+    cached: bool = Field(default=False, description="the same work had been done before")
+
+
+class EvaluationOutcome(Record):
+    """An evaluation, or the reason there is none."""
+
+    status: EpisodeStatus
+    error: str | None = None
+    evaluation: Evaluation | None = None
+    seconds: float = 0.0
+    joules: float = 0.0
+    cached: bool = False
+
+
+class EpisodeRecord(Record):
+    """What a study remembers of one episode (``episode_NNN/results.json`` holds a flat form of it)."""
+
+    study: str
+    episode: int = Field(ge=0)
+    strategy: Strategy
+    status: EpisodeStatus
+    error: str | None = None
+    objectives: Objectives | None = Field(default=None, description="set exactly when status is succeeded")
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    checkpoint: CheckpointRef | None = None
+    evaluation: Evaluation | None = None
+    rationale: str = ""
+    planner: str = ""
+    source: str = ""
+    seed: int = 0
+    run_id: str | None = None
+    timings: dict[str, float] = Field(default_factory=dict, description="seconds by phase")
+    joules: float = Field(default=0.0, description="spent by this episode, compression and evaluation")
+    energy_source: Literal["measured", "estimated"] = "estimated"
+    co2_grams_spent: float = Field(default=0.0, description="emitted by running this episode")
+    environment: Environment | None = None
+    started_at: str = Field(default="", description="UTC, ISO 8601")
+    finished_at: str = ""
+    reused: bool = Field(default=False, description="all work came from the content-keyed store")

@@ -1,0 +1,145 @@
+"""What the search may choose from: methods, their parameters with ranges, and the legal stage orders."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from agentic_compression.records.record import Record
+from agentic_compression.records.strategy import ParameterValue, Stage, Strategy
+
+__all__ = ["Category", "MethodDescription", "Parameter", "SearchSpace"]
+
+Category = Literal["pruning", "low_rank", "healing", "quantization"]
+
+
+class Parameter(Record):
+    """One parameter's range, as declared beside the field of the method's config."""
+
+    name: str
+    kind: Literal["choice", "int", "float"]
+    choices: tuple[ParameterValue, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    step: float | None = None
+    default: ParameterValue
+    description: str = ""
+
+    @model_validator(mode="after")
+    def _range_is_complete(self) -> Parameter:
+        if self.kind == "choice" and not self.choices:
+            raise ValueError(f"parameter {self.name}: a choice needs choices")
+        if self.kind != "choice" and (self.low is None or self.high is None or self.low > self.high):
+            raise ValueError(f"parameter {self.name}: a range needs low <= high, got {self.low}..{self.high}")
+        return self
+
+    @property
+    def allowed(self) -> str:
+        """The range in words, for messages and tables: ``2, 3, 4, 8`` or ``0.1..0.9 step 0.1``."""
+        if self.kind == "choice":
+            return ", ".join(str(choice) for choice in self.choices)
+        step = f" step {self.step:g}" if self.step else ""
+        return f"{self.low:g}..{self.high:g}{step}"
+
+    def values(self) -> tuple[ParameterValue, ...] | None:
+        """All values on the grid; None when the range is continuous."""
+        if self.kind == "choice":
+            return self.choices
+        assert self.low is not None and self.high is not None
+        step = self.step or (1.0 if self.kind == "int" else None)
+        if step is None:
+            return None
+        count = math.floor((self.high - self.low) / step + 1e-9) + 1
+        grid = [round(self.low + index * step, 10) for index in range(count)]
+        return tuple(int(value) for value in grid) if self.kind == "int" else tuple(grid)
+
+    def problem_with(self, value: ParameterValue) -> str | None:
+        """Why this value is not allowed, or None. ``bool`` never passes for a number."""
+        if self.kind == "choice":
+            fits = any(type(value) is type(choice) and value == choice for choice in self.choices)
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            fits = False
+        else:
+            assert self.low is not None and self.high is not None
+            whole = self.kind == "float" or float(value).is_integer()
+            fits = whole and self.low - 1e-9 <= value <= self.high + 1e-9
+        return None if fits else f"{self.name} must be one of {self.allowed}, got {value!r}"
+
+
+class MethodDescription(Record):
+    """Everything one may know of a method without importing it."""
+
+    name: str
+    category: Category
+    summary: str
+    paper: str = Field(description="where the idea is from")
+    parameters: tuple[Parameter, ...] = ()
+    may_follow: tuple[Category, ...] = Field(
+        default=(), description="categories of stages that may come before this one"
+    )
+    needs_calibration: bool = False
+    needs_gpu: bool = False
+    available: bool = True
+    unavailable_reason: str | None = Field(default=None, description="why not, and what to install")
+    version: str = Field(default="1", description="raised whenever the same parameters give another result")
+    example: str = ""
+
+    def parameter(self, name: str) -> Parameter | None:
+        """The parameter of that name, or None."""
+        return next((parameter for parameter in self.parameters if parameter.name == name), None)
+
+
+class SearchSpace(Record):
+    """The methods on offer and how many stages a strategy may have."""
+
+    methods: tuple[MethodDescription, ...]
+    max_stages: int = Field(default=2, ge=1, le=8)
+
+    def method(self, name: str) -> MethodDescription | None:
+        """The method of that name, or None."""
+        return next((method for method in self.methods if method.name == name), None)
+
+    @property
+    def offered(self) -> tuple[MethodDescription, ...]:
+        """The methods that can run on this machine."""
+        return tuple(method for method in self.methods if method.available)
+
+    def complete(self, strategy: Strategy) -> Strategy:
+        """The same strategy with every default written out, so that equal strategies have equal keys."""
+        stages = []
+        for stage in strategy.stages:
+            method = self.method(stage.method)
+            defaults = {p.name: p.default for p in method.parameters} if method else {}
+            stages.append(Stage(method=stage.method, parameters={**defaults, **stage.parameters}))
+        return Strategy(stages=tuple(stages), name=strategy.name)
+
+    def problem_with(self, strategy: Strategy) -> str | None:
+        """Why this strategy is refused (unknown method or parameter, value, order), or None."""
+        if len(strategy.stages) > self.max_stages:
+            return f"a strategy has at most {self.max_stages} stages, got {len(strategy.stages)}"
+        before: list[MethodDescription] = []
+        for stage in strategy.stages:
+            method = self.method(stage.method)
+            if method is None:
+                known = ", ".join(method.name for method in self.methods)
+                return f"unknown method {stage.method!r}; known: {known} (see: acf methods)"
+            if not method.available:
+                return f"{method.name} is not available: {method.unavailable_reason}"
+            for name, value in stage.parameters.items():
+                parameter = method.parameter(name)
+                if parameter is None:
+                    known = ", ".join(p.name for p in method.parameters)
+                    return f"{method.name} has no parameter {name!r}; it has: {known}"
+                if problem := parameter.problem_with(value):
+                    return f"{method.name}: {problem}"
+            for earlier in before:
+                if earlier.category not in method.may_follow:
+                    allowed = ", ".join(method.may_follow) or "nothing"
+                    return (
+                        f"{method.name} ({method.category}) cannot follow {earlier.name} ({earlier.category}); "
+                        f"it may follow: {allowed}"
+                    )
+            before.append(method)
+        return None

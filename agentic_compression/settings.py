@@ -1,0 +1,87 @@
+"""Environment variables, read in this one place, and the folders of one state root (``ACF_HOME``)."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["Settings", "get_settings"]
+
+
+class Settings(BaseSettings):
+    """Settings of this process. Secrets never print: they are ``SecretStr``."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
+
+    home: Path = Field(
+        default=Path(), validation_alias="ACF_HOME", description="state root; the working folder by default"
+    )
+    hf_token: SecretStr | None = Field(default=None, validation_alias="HF_TOKEN")
+    hf_endpoint: str = Field(default="https://huggingface.co", validation_alias="HF_ENDPOINT")
+    openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
+    openai_base_url: str | None = Field(default=None, validation_alias="OPENAI_BASE_URL")
+    planner_model: str = Field(default="gpt-4o", validation_alias="ACF_PLANNER_MODEL")
+    cpu_watts_per_core: float = Field(
+        default=15.0,
+        gt=0,
+        validation_alias="ACF_CPU_WATTS_PER_CORE",
+        description="active watts a busy core; used where no energy counter exists",
+    )
+    grid_country: str = Field(
+        default="USA", pattern=r"^[A-Z]{3}$", validation_alias="ACF_GRID_COUNTRY", description="ISO 3166-1 alpha-3"
+    )
+    grid_grams_per_kwh: float | None = Field(default=None, gt=0, validation_alias="ACF_GRID_GRAMS_PER_KWH")
+
+    @property
+    def root(self) -> Path:
+        """The absolute state root."""
+        return self.home.expanduser().resolve()
+
+    @property
+    def experiments(self) -> Path:
+        """``data/experiments``: one folder a study, derived from the history."""
+        return self.root / "data" / "experiments"
+
+    @property
+    def artifacts(self) -> Path:
+        """``data/artifacts``: the artifact store; checkpoints, evaluations and datasets by content key."""
+        return self.root / "data" / "artifacts"
+
+    @property
+    def checkpoints(self) -> Path:
+        """``data/artifacts/checkpoints``."""
+        return self.artifacts / "checkpoints"
+
+    @property
+    def mlflow_uri(self) -> str:
+        """SQLite tracking and registry store."""
+        return f"sqlite:///{self.root / 'data' / 'mlflow.db'}"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """``data/artifacts/mlflow``: explicit artifact location of every experiment."""
+        return self.artifacts / "mlflow"
+
+    @property
+    def workspace(self) -> Path:
+        """``workspace``: the memory of experiments."""
+        return self.root / "workspace"
+
+    @property
+    def zenml_config(self) -> Path:
+        """``.zenml``: ZenML's own database and stacks."""
+        return self.root / ".zenml"
+
+    @property
+    def logs(self) -> Path:
+        """``logs``."""
+        return self.root / "logs"
+
+
+@cache
+def get_settings() -> Settings:
+    """The settings of this process, read once. Tests call ``get_settings.cache_clear()``."""
+    return Settings()
