@@ -1,0 +1,1 @@
+"""Test doubles and fault injection. Nothing outside ``tests`` and ``benchmarks`` imports this package."""
