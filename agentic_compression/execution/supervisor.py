@@ -67,7 +67,9 @@ class Supervisor:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def start(self) -> None:
@@ -158,7 +160,8 @@ class Supervisor:
             self._events = -1
 
     def _write(self, message: dict[str, Any]) -> None:
-        assert self._server is not None and self._server.stdin is not None
+        assert self._server is not None
+        assert self._server.stdin is not None
         self._server.stdin.write((json.dumps(message) + "\n").encode())
         self._server.stdin.flush()
 

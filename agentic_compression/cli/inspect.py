@@ -1,0 +1,202 @@
+"""Commands that look and do not change anything: spec, methods, frontier, analyze."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agentic_compression.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from agentic_compression.records import FrontierDocument, ModelSpec
+
+__all__ = ["analyze", "frontier", "methods", "print_spec", "spec"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+def spec(
+    model: Annotated[str, typer.Option("--model", "-m", help="Hub id, checkpoint folder, models:/NAME@ALIAS, 'demo'.")],
+    as_json: Json = False,
+) -> None:
+    """What is known about MODEL before anything runs, with the source of each fact.
+
+    Examples:
+
+      acf spec -m demo
+
+      acf spec -m meta-llama/Llama-3.1-8B --json
+    """
+    from agentic_compression.methods import describe_methods
+    from agentic_compression.settings import get_settings
+    from agentic_compression.spec import infer_spec
+
+    found = infer_spec(_folder_of(model), settings=get_settings(), methods=describe_methods())
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        print_spec(found)
+
+
+def print_spec(spec: ModelSpec) -> None:
+    """A table of the specification and one of memory needs."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    table = Table("fact", "value", title=escape(spec.model), title_justify="left")
+    hidden = {"model", "memory", "sources", "warnings", "bytes_by_dtype"}
+    for field, value in spec.model_dump(exclude=hidden, exclude_none=True).items():
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+        shown = ", ".join(shown) if isinstance(shown, tuple | list) else str(shown)
+        table.add_row(field.replace("_", " "), escape(shown))
+    for source in spec.sources:
+        kind = "counted" if source.exact else "estimated"
+        table.add_row(f"source: {source.source}", f"{source.parameters:,} parameters, {kind} {escape(source.detail)}")
+    console.print(table)
+    needs = Table("use", "minimum", "recommended", title="device memory", title_justify="left")
+    for need in spec.memory:
+        needs.add_row(need.use, _gigabytes(need.minimum_bytes), _gigabytes(need.recommended_bytes))
+    console.print(needs)
+    for warning in spec.warnings:
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show one method with parameters, ranges and an example.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compression methods: which can run on this machine, and why not.
+
+    Examples:
+
+      acf methods
+
+      acf methods gptq
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from agentic_compression.methods import describe_methods
+
+    known = describe_methods()
+    if name is not None:
+        chosen = [method for method in known if method.name == name]
+        if not chosen:
+            names = ", ".join(method.name for method in known)
+            raise ConfigurationError(f"unknown method {name!r}; known: {names}")
+        known = tuple(chosen)
+    if as_json:
+        typer.echo(json.dumps([method.model_dump(mode="json") for method in known], indent=2))
+        return
+    console = Console()
+    table = Table("method", "category", "what it does", "available")
+    for method in known:
+        state = "yes" if method.available else f"no: {method.unavailable_reason}"
+        table.add_row(method.name, method.category, escape(method.summary), escape(state))
+    console.print(table)
+    if name is None:
+        return
+    parameters = Table("parameter", "allowed", "default", "meaning")
+    for parameter in known[0].parameters:
+        parameters.add_row(parameter.name, parameter.allowed, str(parameter.default), escape(parameter.description))
+    console.print(parameters)
+    console.print(
+        f"may follow: {', '.join(known[0].may_follow) or 'nothing'}; calibration: {known[0].needs_calibration}"
+    )
+    console.print(f"source: {escape(known[0].paper)}\nexample: acf compress -m demo --strategy {known[0].example!r}")
+
+
+def frontier(
+    study: Annotated[str, typer.Argument(help="Study name.")],
+    as_json: Json = False,
+) -> None:
+    """The Pareto frontier of STUDY.
+
+    Example:
+
+      acf frontier demo-demo --json
+    """
+    from agentic_compression.settings import get_settings
+    from agentic_compression.storage import confined
+
+    _show(confined(get_settings().experiments, study), as_json)
+
+
+def analyze(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder below data/experiments.")],
+    as_json: Json = False,
+) -> None:
+    """What the study in DIR found: endings, frontier, spent time and energy.
+
+    Example:
+
+      acf analyze data/experiments/demo-demo
+    """
+    _show(folder, as_json)
+    if as_json:
+        return
+    from rich.console import Console
+
+    from agentic_compression.records import FinalResults
+
+    results = FinalResults.model_validate_json((folder / "final_results.json").read_text())
+    counts = ", ".join(f"{number} {status}" for status, number in results.episodes_by_status.items())
+    trend = " → ".join(f"{value:.4f}" for value in results.hypervolume_by_episode)
+    console = Console()
+    console.print(f"{results.model} on {results.dataset}, planner {results.planner}, seed {results.seed}")
+    console.print(f"{results.episodes_run} episodes ({counts}); ended by {results.termination_reason}")
+    console.print(f"hypervolume by episode: {trend}")
+    console.print(
+        f"{results.wall_seconds:.0f} s of work, {results.energy_kwh * 1000:.3g} Wh and {results.co2_grams:.3g} g CO2e "
+        f"({results.energy_source}); picture: {folder / 'pareto_visualization.html'}",
+        soft_wrap=True,
+    )
+
+
+def _show(folder: Path, as_json: bool) -> None:
+    from rich.console import Console
+
+    from agentic_compression.cli.live import frontier_table
+
+    text = _read(folder, "pareto_frontier.json")
+    if as_json:
+        typer.echo(text)
+        return
+    Console().print(frontier_table(_document(text), None))
+
+
+def _document(text: str) -> FrontierDocument:
+    from agentic_compression.records import FrontierDocument
+
+    return FrontierDocument.model_validate_json(text)
+
+
+def _read(folder: Path, name: str) -> str:
+    path = folder / name
+    if path.is_file():
+        return path.read_text()
+    from agentic_compression.settings import get_settings
+
+    known = sorted(found.parent.name for found in get_settings().experiments.glob("*/pareto_frontier.json"))
+    listed = ", ".join(known) or "none yet; begin one with 'acf run'"
+    raise ConfigurationError(f"no study in {folder}; studies here: {listed}")
+
+
+def _folder_of(model: str) -> str:
+    if not model.startswith("models:/"):
+        return model
+    from agentic_compression.registry import model_folder
+    from agentic_compression.settings import get_settings
+    from agentic_compression.tracking import open_client
+
+    return str(model_folder(open_client(get_settings().mlflow_uri), model))
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,161 @@
+"""The live view of a running study: phase with progress and ETA, the episode, the frontier so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from agentic_compression.records import EpisodeRecord, FinalResults, FrontierDocument, StudyConfig
+    from agentic_compression.study import Workbench
+
+__all__ = ["LiveView", "frontier_table"]
+
+_SHOWN = 12
+
+
+class LiveView:
+    """Draws on standard error, so that standard output stays free for ``--json``."""
+
+    def __init__(self, study: StudyConfig, *, detailed: bool, quiet: bool = False) -> None:
+        self.study = study
+        self._detailed = detailed
+        self._console = Console(stderr=True, quiet=quiet)
+        self._records: list[EpisodeRecord] = []
+        self._document: FrontierDocument | None = None
+        self._begun = time.monotonic()
+        self._episode_begun = time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+        self._progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console)
+        self._study_task = self._progress.add_task("episodes", total=study.episodes + 1)
+        self._work_task = self._progress.add_task("", total=None, visible=False)
+
+    def say(self, text: str) -> None:
+        """Print one line that stays."""
+        if text:
+            self._console.print(escape(text), highlight=False)
+
+    def phase(self, text: str) -> None:
+        """Print what is being prepared before the view is up."""
+        self._console.print(f"[dim]{escape(text)}[/]")
+
+    @contextmanager
+    def attached(self, bench: Workbench) -> Iterator[None]:
+        """Show the view while the study runs."""
+        bench.announce.listener = self._on_event
+        bench.supervisor.progress = self._on_progress
+        self._progress.update(self._study_task, total=self.study.episodes + 1)
+        try:
+            with Live(self._render(), console=self._console, refresh_per_second=4, transient=True) as self._live:
+                self._live.get_renderable = self._render  # type: ignore[method-assign]
+                yield
+        finally:
+            bench.announce.listener = None
+
+    def final(self, results: FinalResults, folder: Path) -> None:
+        """The frontier and one closing line: what happened, where it is, the next command."""
+        if self._document is not None:
+            self._console.print(frontier_table(self._document, results.termination_reason))
+        counts = ", ".join(f"{number} {status}" for status, number in results.episodes_by_status.items())
+        spent = f"{results.energy_kwh * 1000:.3g} Wh ({results.energy_source})"
+        ending = {"interrupted": "interrupted", None: "stopped"}.get(
+            results.termination_reason, f"done ({results.termination_reason})"
+        )
+        following = f"acf frontier {self.study.name}"
+        if results.termination_reason == "interrupted":
+            following = "the same command again"
+        self._console.print(
+            f"{ending}: {results.episodes_run} episodes ({counts}), {len(results.solutions)} Pareto-optimal, {spent}; "
+            f"see {folder}/pareto_visualization.html; next: {following}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _on_progress(self, what: str, done: int, total: int) -> None:
+        self._progress.update(self._work_task, description=f"  {what}", completed=done, total=total, visible=True)
+
+    def _on_event(self, event: str, facts: dict[str, Any]) -> None:
+        if event == "progress":
+            self._records = list(facts["records"])
+            self._progress.update(self._study_task, completed=len(self._records))
+        elif event == "step":
+            self._progress.reset(self._work_task, total=None, description=f"  {facts['name']}", visible=True)
+        elif event == "planned":
+            self._episode_begun = time.monotonic()
+            self._announce_plan(facts["plan"])
+        elif event == "recorded":
+            self._announce_record(facts["record"])
+        elif event == "frontier":
+            self._document = facts["document"]
+
+    def _announce_plan(self, plan: Any) -> None:
+        label = plan.strategy.label if plan.strategy else f"end: {plan.end}"
+        self._console.print(f"[bold]episode {plan.episode}[/] {escape(label)}", highlight=False)
+        if self._detailed and plan.rationale:
+            self._console.print(f"  [dim]{escape(plan.rationale)}[/]", highlight=False)
+
+    def _announce_record(self, record: EpisodeRecord) -> None:
+        seconds = time.monotonic() - self._episode_begun
+        if record.objectives is None:
+            reason = escape(record.error or "")
+            self._console.print(f"  [red]{record.status}[/] after {seconds:.0f} s: {reason}", highlight=False)
+            return
+        goals = record.objectives
+        self._console.print(
+            f"  accuracy {goals.accuracy:.3f}, {goals.latency_ms:.1f} ms, {goals.memory_gb * 1000:.1f} MB in memory, "
+            f"{goals.model_size_gb * 1000:.2f} MB on disk, {goals.co2_grams:.3g} g CO2e, "
+            f"{seconds:.0f} s{' (known already)' if record.reused else ''}",
+            highlight=False,
+        )
+
+    def _render(self) -> Group:
+        parts: list[Any] = [self._progress]
+        if self._document is not None and self._document.solutions:
+            parts.insert(0, frontier_table(self._document, None))
+        return Group(*parts)
+
+
+def frontier_table(document: FrontierDocument, reason: str | None) -> Table:
+    """The frontier as a table; differences are against the baseline."""
+    title = f"Pareto frontier of {escape(document.study)}, hypervolume {document.hypervolume:.4f}"
+    table = Table(title=title, title_justify="left", caption=reason)
+    for heading in (
+        "episode",
+        "strategy",
+        "accuracy",
+        "latency ms",
+        "memory MB",
+        "size MB",
+        "of baseline",
+        "g CO2e/1k",
+    ):
+        table.add_column(heading, justify="left" if heading == "strategy" else "right")
+    for solution in _first(document.solutions):
+        goals = solution.objectives
+        ratio = goals.model_size_gb / document.baseline.model_size_gb if document.baseline else float("nan")
+        low, high = solution.intervals.get("accuracy", (goals.accuracy, goals.accuracy))
+        table.add_row(
+            f"{solution.episode}{' ◆' if solution.is_knee else ''}",
+            escape(solution.strategy),
+            f"{goals.accuracy:.3f} [{low:.3f}, {high:.3f}]",
+            f"{goals.latency_ms:.1f}",
+            f"{goals.memory_gb * 1000:.1f}",
+            f"{goals.model_size_gb * 1000:.2f}",
+            f"{ratio:.0%}",
+            f"{goals.co2_grams:.3g}",
+            style=None if solution.meets_constraints else "dim",
+        )
+    return table
+
+
+def _first(solutions: Sequence[Any]) -> Sequence[Any]:
+    return solutions[:_SHOWN]

@@ -1,0 +1,125 @@
+"""``acf doctor`` says what this machine can do; ``acf clean`` removes what a study left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Annotated, Any
+
+import typer
+
+from agentic_compression.errors import ConfigurationError
+
+__all__ = ["clean", "doctor", "env"]
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False) -> None:
+    """What this machine can do: devices, methods, energy source, disk, keys (never their values).
+
+    Example:
+
+      acf doctor --json
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    facts = _facts()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    table = Table("what", "found")
+    for key, value in facts.items():
+        table.add_row(key, escape(value if isinstance(value, str) else json.dumps(value)))
+    Console().print(table)
+
+
+def clean(
+    study: Annotated[str | None, typer.Argument(help="Study to remove; with --caches it may be left out.")] = None,
+    caches: Annotated[bool, typer.Option("--caches", help="Remove stored evaluations and converted datasets.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove a study: its files, runs and registered versions; checkpoints that nothing else points at go too.
+
+    Examples:
+
+      acf clean demo-demo
+
+      acf clean --caches --yes
+    """
+    from agentic_compression.settings import get_settings
+
+    settings = get_settings()
+    if study is None and not caches:
+        raise ConfigurationError("name a study to remove, or give --caches")
+    if caches and (yes or typer.confirm("Remove stored evaluations and converted datasets?", err=True)):
+        for folder in (settings.artifacts / "evaluations", settings.artifacts / "datasets"):
+            shutil.rmtree(folder, ignore_errors=True)
+        typer.echo("removed stored evaluations and converted datasets; they are made again when needed")
+    if study is None:
+        return
+    if not yes and not typer.confirm(f"Remove study {study} with all its episodes?", err=True):
+        raise typer.Abort
+    from agentic_compression.study import open_workbench
+    from agentic_compression.study.removal import remove_study
+
+    removed = remove_study(study, open_workbench())
+    typer.echo(
+        f"removed study {study}: {removed.episodes} episodes, {removed.versions} versions, {removed.checkpoints} checkpoints"
+    )
+
+
+def env() -> None:
+    """Print shell lines that make the ``zenml`` and ``mlflow`` commands use this project's state.
+
+    Example:
+
+      eval "$(acf env)" && zenml pipeline runs list
+    """
+    import shlex
+
+    from agentic_compression.settings import get_settings
+
+    settings = get_settings()
+    values = {
+        "ACF_HOME": str(settings.root),
+        "ZENML_CONFIG_PATH": str(settings.zenml_config),
+        "ZENML_ANALYTICS_OPT_IN": "false",
+        "MLFLOW_TRACKING_URI": settings.mlflow_uri,
+    }
+    for name, value in values.items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+def _facts() -> dict[str, Any]:
+    import os
+    import platform
+
+    import psutil
+    import torch
+
+    from agentic_compression import __version__
+    from agentic_compression.evaluation.energy import describe_energy_source
+    from agentic_compression.methods import describe_methods
+    from agentic_compression.settings import get_settings
+
+    settings = get_settings()
+    disk = psutil.disk_usage(str(settings.root))
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    missing = {method.name: method.unavailable_reason for method in describe_methods() if not method.available}
+    keys = {"HF_TOKEN": settings.hf_token, "OPENAI_API_KEY": settings.openai_api_key}
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "devices": devices or ["cpu"],
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": f"{psutil.virtual_memory().available / 1e9:.1f} of {psutil.virtual_memory().total / 1e9:.1f} GB free",
+        "disk": f"{disk.free / 1e9:.1f} of {disk.total / 1e9:.1f} GB free",
+        "state root": str(settings.root),
+        "methods": [method.name for method in describe_methods() if method.available],
+        "methods not available": missing,
+        "energy": describe_energy_source(settings.cpu_watts_per_core),
+        "grid": settings.grid_country,
+        "keys": {name: "set" if value else "not set" for name, value in keys.items()},
+    }

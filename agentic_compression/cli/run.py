@@ -1,0 +1,161 @@
+"""``acf run``: a whole study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agentic_compression.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from agentic_compression.records import FinalResults, StudyConfig
+
+__all__ = ["run"]
+
+NO_SOLUTION = 3
+INTERRUPTED = 130
+
+
+def run(
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Hub id, checkpoint folder, models:/NAME@ALIAS, or 'demo'."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", "-d", help="Benchmark name(s), a .jsonl/.csv/.parquet file, or 'demo'."),
+    ] = None,
+    episodes: Annotated[
+        str | None, typer.Option("--episodes", "-e", help="Compressed episodes to reach; +N for N more than now.")
+    ] = None,
+    budget_hours: Annotated[float | None, typer.Option(help="End after this much work, in hours.")] = None,
+    carbon_budget_kg: Annotated[float | None, typer.Option(help="End after this much CO2e, in kg.")] = None,
+    objective: Annotated[str, typer.Option(help="Your wish in natural language, kept with the study.")] = "",
+    constraint: Annotated[
+        list[str] | None, typer.Option("--constraint", help='For example "accuracy_drop<=0.02"; repeatable.')
+    ] = None,
+    planner: Annotated[str | None, typer.Option(help="auto, tpe, random, … (see docs/status.md).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of planner, methods and item choice.")] = None,
+    name: Annotated[str | None, typer.Option(help="Study name; from model and dataset when left out.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Study file (configs/studies/*.yaml); options override it.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Items a task: a seeded sample.")] = None,
+    benchmark_dir: Annotated[Path | None, typer.Option(help="Folder with local copies of benchmarks.")] = None,
+    max_stages: Annotated[int | None, typer.Option(help="Stages a strategy may have.")] = None,
+    detailed: Annotated[bool, typer.Option("-i", "--interactive", help="Live view with every stage.")] = False,
+    show_spec: Annotated[bool, typer.Option("--show-spec", help="Print the model's specification first.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run; writes no numbers.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print final_results.json on standard output.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Let the model's own code run.")] = False,
+) -> None:
+    """Search for the best compressed versions of MODEL on DATASET.
+
+    Interrupt it at any moment; the same command goes on where it stopped.
+
+    Examples:
+
+      acf run --model demo --dataset demo --episodes 5 --seed 1
+
+      acf run -m ./my-model -d questions.jsonl --constraint "accuracy_drop<=0.02" --budget-hours 2
+
+      acf run -m demo -d gsm8k --benchmark-dir ./benchmarks --limit 50
+
+      acf run --config configs/studies/demo.yaml --episodes +1
+    """
+    options: dict[str, Any] = {
+        "model": model,
+        "dataset": dataset,
+        "budget_hours": budget_hours,
+        "carbon_budget_kg": carbon_budget_kg,
+        "objective": objective or None,
+        "constraints": constraint or None,
+        "planner": planner,
+        "seed": seed,
+        "name": name,
+        "benchmark_dir": str(benchmark_dir.resolve()) if benchmark_dir else None,
+        "max_stages": max_stages,
+        "trust_remote_code": trust_remote_code or None,
+    }
+    study = _study(config, {key: value for key, value in options.items() if value is not None}, limit, episodes)
+    if dry_run:
+        from agentic_compression.cli.preview import preview
+
+        preview(study)
+        return
+    _carry_out(study, episodes, detailed=detailed, show_spec=show_spec, as_json=as_json)
+
+
+def _study(path: Path | None, options: dict[str, Any], limit: int | None, episodes: str | None) -> StudyConfig:
+    """The study file with the options laid over it, validated."""
+    from agentic_compression.cli.study_file import read_study
+    from agentic_compression.records import StudyConfig
+    from agentic_compression.study.naming import with_name
+
+    values = {**(read_study(path) if path else {}), **options}
+    if limit is not None:
+        values["evaluation"] = {**values.get("evaluation", {}), "limit": limit}
+    if episodes is not None and not episodes.startswith("+"):
+        values["episodes"] = _count(episodes)
+    for key in ("model", "dataset"):
+        if key not in values:
+            raise ConfigurationError(f"--{key} is missing; give --model and --dataset, or a study file with --config")
+    return with_name(StudyConfig.model_validate(values))
+
+
+def _count(text: str) -> int:
+    digits = text.removeprefix("+")
+    if not digits.isdigit() or int(digits) < 1:
+        raise ConfigurationError(f"--episodes takes a whole number of at least 1, or +N for N more, got {text!r}")
+    return int(digits)
+
+
+def _carry_out(study: StudyConfig, episodes: str | None, *, detailed: bool, show_spec: bool, as_json: bool) -> None:
+    from agentic_compression.cli.live import LiveView
+    from agentic_compression.execution import shared_supervisor
+    from agentic_compression.planning import select_planner
+    from agentic_compression.settings import get_settings
+
+    settings = get_settings()
+    _, note = select_planner(study.planner, settings.openai_api_key is not None)
+    view = LiveView(study, detailed=detailed, quiet=as_json)
+    view.say(note)
+    # Its imports take about as long as ZenML's and MLflow's below, on another core.
+    shared_supervisor().start()
+    from agentic_compression import orchestration
+
+    view.phase("starting: local stack, history")
+    orchestration.prepare_environment(settings)
+    orchestration.ensure_stack(settings)
+    from agentic_compression.study import infer_model_spec, open_workbench
+    from agentic_compression.study.loop import run_study
+
+    bench = open_workbench()
+    bench.history.open_study(study)
+    if episodes is not None and episodes.startswith("+"):
+        done = sum(record.episode > 0 for record in bench.history.records(study.name))
+        study = study.model_copy(update={"episodes": done + _count(episodes)})
+        view.study = study
+    spec = infer_model_spec(study, bench)
+    if show_spec:
+        from agentic_compression.cli.inspect import print_spec
+
+        print_spec(spec)
+    with view.attached(bench):
+        results = run_study(study, bench, orchestration.run_episode)
+    if as_json:
+        typer.echo(results.model_dump_json(indent=2))
+    _finish(study, results, view)
+
+
+def _finish(study: StudyConfig, results: FinalResults, view: Any) -> None:
+    """One line that says what happened, where it is and what to do next; then the exit code."""
+    from agentic_compression.settings import get_settings
+
+    view.final(results, get_settings().experiments / study.name)
+    if results.termination_reason == "interrupted":
+        raise typer.Exit(INTERRUPTED)
+    if not any(solution.meets_constraints and solution.episode > 0 for solution in results.solutions):
+        raise typer.Exit(NO_SOLUTION)

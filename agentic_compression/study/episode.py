@@ -1,0 +1,255 @@
+"""The five actions of an episode. Each takes records and returns a record; ZenML's steps only call them."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from agentic_compression.data import require_valid, resolve_dataset, validate_dataset
+from agentic_compression.evaluation.energy import grid_factor
+from agentic_compression.evaluation.request import EvaluationRequest
+from agentic_compression.frontier import build_frontier
+from agentic_compression.methods import describe_methods, search_space
+from agentic_compression.methods.request import CompressionRequest
+from agentic_compression.planning import propose_episode
+from agentic_compression.records import (
+    CompressionOutcome,
+    DatasetSpec,
+    EpisodePlan,
+    EpisodeRecord,
+    EvaluationOutcome,
+    FrontierDocument,
+    ModelSpec,
+    Strategy,
+    StudyConfig,
+    ValidationReport,
+)
+from agentic_compression.registry import promote_frontier, registered_name
+from agentic_compression.resources import configs_dir
+from agentic_compression.spec import infer_spec
+from agentic_compression.study.files import episode_folder, write_episode, write_spec, write_study_files
+from agentic_compression.study.model_source import fetch_model, readable_model
+from agentic_compression.study.naming import short_name
+from agentic_compression.study.retention import drop_dominated
+from agentic_compression.study.workbench import Workbench
+
+__all__ = ["compress", "dataset_of", "evaluate", "infer_model_spec", "plan_episode", "update_frontier", "validate_data"]
+
+COMPRESS = "agentic_compression.methods.compress:compress"
+EVALUATE = "agentic_compression.evaluation.evaluate:evaluate"
+
+
+def infer_model_spec(config: StudyConfig, bench: Workbench) -> ModelSpec:
+    """Infer the model's specification and keep it in ``model_spec.json``."""
+    bench.announce("step", name="infer_spec")
+    spec = infer_spec(
+        readable_model(config, bench),
+        settings=bench.settings,
+        trust_remote_code=config.trust_remote_code,
+        methods=describe_methods(),
+    )
+    write_spec(bench.folder(config.name), spec)
+    return spec
+
+
+def validate_data(config: StudyConfig, bench: Workbench) -> tuple[DatasetSpec, ValidationReport]:
+    """Resolve the dataset and check it; a report of the same data is read back, not made again.
+
+    Raises:
+        DatasetError: when it cannot be resolved or does not pass.
+    """
+    bench.announce("step", name="validate_data")
+    dataset = dataset_of(config, bench)
+    report = validate_dataset(dataset, cache_folder=bench.settings.artifacts / "datasets")
+    require_valid(report)
+    return dataset, report
+
+
+def dataset_of(config: StudyConfig, bench: Workbench) -> DatasetSpec:
+    """The study's dataset in canonical form, not yet validated."""
+    return resolve_dataset(
+        config.dataset,
+        settings=bench.settings,
+        benchmark_dir=Path(config.benchmark_dir) if config.benchmark_dir else None,
+        limit=config.evaluation.limit,
+        seed=config.seed,
+    )
+
+
+def plan_episode(config: StudyConfig, spec: ModelSpec, bench: Workbench) -> EpisodePlan:
+    """Claim the next episode with a strategy; a claim whose process died is carried out again as it was planned."""
+    bench.announce("step", name="llm_plan")
+    space = search_space(config.max_stages)
+    with bench.lock(config.name):
+        bench.history.open_study(config)
+        if orphan := bench.history.adopt(config.name):
+            bench.announce("planned", plan=orphan)
+            return orphan
+        records = bench.history.records(config.name)
+        proposal = propose_episode(
+            config.planner,
+            space,
+            records,
+            config.seed,
+            storage_path=bench.folder(config.name) / "planner_journal.log",
+        )
+        plan = EpisodePlan(
+            study=config.name,
+            episode=bench.history.next_episode(config.name),
+            strategy=space.complete(proposal.strategy) if proposal.strategy else None,
+            end=proposal.end,
+            rationale=proposal.rationale,
+            planner=config.planner,
+            source=proposal.source,
+            seed=config.seed,
+        )
+        bench.announce("planned", plan=plan)
+        return bench.history.claim(plan) if plan.strategy is not None else plan
+
+
+def compress(
+    config: StudyConfig, spec: ModelSpec, dataset: DatasetSpec, plan: EpisodePlan, bench: Workbench
+) -> CompressionOutcome:
+    """Apply the plan's strategy in a child process."""
+    if plan.strategy is None:
+        return CompressionOutcome(status="infeasible", error="the study has ended; nothing was planned")
+    bench.announce("step", name="compress")
+    folder, digest = fetch_model(spec, bench.settings)
+    request = CompressionRequest(
+        base_path=str(folder),
+        base_digest=digest,
+        strategy=plan.strategy,
+        seed=config.seed,
+        calibration_path=dataset.calibration_path,
+        calibration_digest=dataset.calibration_digest,
+        checkpoints_root=str(bench.settings.checkpoints),
+        threads=config.evaluation.threads,
+        trust_remote_code=config.trust_remote_code,
+    )
+    outcome = bench.supervisor.run(COMPRESS, request, timeout_s=config.episode_timeout_s)
+    if outcome.result is None:
+        return CompressionOutcome(
+            status=outcome.status,
+            error=outcome.error,
+            seconds=outcome.wall_seconds,
+            joules=_joules(outcome.cpu_seconds, bench),
+        )
+    result = CompressionOutcome.model_validate(outcome.result)
+    return result.model_copy(update={"seconds": outcome.wall_seconds, "joules": _joules(outcome.cpu_seconds, bench)})
+
+
+def evaluate(
+    config: StudyConfig, dataset: DatasetSpec, compressed: CompressionOutcome, bench: Workbench
+) -> EvaluationOutcome:
+    """Measure the checkpoint in a fresh child process; a strategy that gave none keeps its status and reason."""
+    if compressed.checkpoint is None:
+        return EvaluationOutcome(status=compressed.status, error=compressed.error)
+    bench.announce("step", name="evaluate")
+    settings = bench.settings
+    request = EvaluationRequest(
+        checkpoint=compressed.checkpoint,
+        dataset=dataset,
+        settings=config.evaluation,
+        grid_country=settings.grid_country,
+        grid_grams_per_kwh=settings.grid_grams_per_kwh,
+        cpu_watts_per_core=settings.cpu_watts_per_core,
+        store_root=str(settings.artifacts / "evaluations"),
+        tasks_dir=str(configs_dir() / "tasks"),
+    )
+    outcome = bench.supervisor.run(EVALUATE, request, timeout_s=config.episode_timeout_s)
+    if outcome.result is None:
+        return EvaluationOutcome(
+            status=outcome.status,
+            error=outcome.error,
+            seconds=outcome.wall_seconds,
+            joules=_joules(outcome.cpu_seconds, bench),
+        )
+    result = EvaluationOutcome.model_validate(outcome.result)
+    return result.model_copy(update={"seconds": outcome.wall_seconds, "joules": _joules(outcome.cpu_seconds, bench)})
+
+
+def update_frontier(
+    config: StudyConfig,
+    plan: EpisodePlan,
+    compressed: CompressionOutcome,
+    evaluated: EvaluationOutcome,
+    bench: Workbench,
+) -> FrontierDocument:
+    """Record the episode, rebuild the frontier from all records, register its members, rewrite the study's files."""
+    bench.announce("step", name="update_frontier")
+    folder = bench.folder(config.name)
+    with bench.lock(config.name):
+        if plan.strategy is not None:
+            record = episode_record(config, plan, compressed, evaluated, bench)
+            bench.history.record(record)
+            write_episode(folder, record, is_pareto_optimal=False)
+            bench.announce("recorded", record=record)
+        document = rebuild_frontier(config, bench, termination=plan.end)
+    bench.announce("frontier", document=document)
+    return document
+
+
+def rebuild_frontier(config: StudyConfig, bench: Workbench, *, termination: str | None) -> FrontierDocument:
+    """The frontier as a pure function of the history, with registry and files made to agree.
+
+    The caller holds the study's lock.
+    """
+    folder = bench.folder(config.name)
+    records = bench.history.records(config.name)
+    for record in records:
+        if not (episode_folder(folder, record.episode) / "results.json").exists():
+            full = bench.history.evaluation(config.name, record.episode)
+            write_episode(folder, record.model_copy(update={"evaluation": full}), is_pareto_optimal=False)
+    document = build_frontier(config.name, records, config.constraints)
+    if bench.registry is not None and document.solutions:
+        name = registered_name(short_name(config.model), short_name(config.dataset))
+        document = promote_frontier(bench.registry, name, document, records)
+    bench.history.mark_frontier(config.name, frozenset(item.episode for item in document.solutions))
+    write_study_files(folder, config, document, records, termination)
+    drop_dominated(bench, document, records)
+    return document
+
+
+def episode_record(
+    config: StudyConfig,
+    plan: EpisodePlan,
+    compressed: CompressionOutcome,
+    evaluated: EvaluationOutcome,
+    bench: Workbench,
+) -> EpisodeRecord:
+    """What the study remembers of this episode."""
+    evaluation = evaluated.evaluation
+    joules = compressed.joules + evaluated.joules
+    total = compressed.seconds + evaluated.seconds
+    now = datetime.now(UTC)
+    settings = bench.settings
+    return EpisodeRecord(
+        study=config.name,
+        episode=plan.episode,
+        strategy=plan.strategy or Strategy(),
+        status=evaluated.status,
+        error=evaluated.error,
+        objectives=evaluation.objectives if evaluation else None,
+        intervals=evaluation.intervals if evaluation else {},
+        checkpoint=compressed.checkpoint,
+        evaluation=evaluation,
+        rationale=plan.rationale,
+        planner=plan.planner,
+        source=plan.source,
+        seed=plan.seed,
+        run_id=plan.run_id,
+        timings={"compress": compressed.seconds, "evaluate": evaluated.seconds, "total": total},
+        joules=joules,
+        energy_source="estimated",
+        co2_grams_spent=joules / 3.6e6 * grid_factor(settings.grid_country, settings.grid_grams_per_kwh).grams_per_kwh,
+        environment=evaluation.environment if evaluation else None,
+        started_at=datetime.fromtimestamp(time.time() - total, UTC).isoformat(timespec="seconds"),
+        finished_at=now.isoformat(timespec="seconds"),
+        reused=compressed.cached and evaluated.cached,
+    )
+
+
+def _joules(cpu_seconds: float, bench: Workbench) -> float:
+    """CPU time of the child and what it started, times the configured watts: an estimate."""
+    return cpu_seconds * bench.settings.cpu_watts_per_core

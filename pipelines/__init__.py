@@ -1,0 +1,1 @@
+"""ZenML pipelines: one run is one episode."""

@@ -1,0 +1,14 @@
+"""Plan the next strategy."""
+
+from typing import Annotated
+
+from zenml import step
+
+from agentic_compression.records import EpisodePlan, ModelSpec, StudyConfig
+from agentic_compression.study import open_workbench, plan_episode, with_name
+
+
+@step
+def llm_plan(study: StudyConfig, spec: ModelSpec) -> Annotated[EpisodePlan, "plan"]:
+    """Claim the next episode and choose its strategy from the study's history."""
+    return plan_episode(with_name(study), spec, open_workbench())
