@@ -1,4 +1,4 @@
-"""The steps of an episode, in order. Each translates between ZenML and one function of ``agentic_compression.study``."""
+"""The steps of an episode. Each translates between ZenML and one function of ``agentic_compression.study``."""
 
 from steps.compress import compress
 from steps.evaluate import evaluate

@@ -65,7 +65,8 @@ def clean(
 
     removed = remove_study(study, open_workbench())
     typer.echo(
-        f"removed study {study}: {removed.episodes} episodes, {removed.versions} versions, {removed.checkpoints} checkpoints"
+        f"removed study {study}: {removed.episodes} episodes, {removed.versions} versions, "
+        f"{removed.checkpoints} checkpoints"
     )
 
 
@@ -99,11 +100,12 @@ def _facts() -> dict[str, Any]:
     import torch
 
     from agentic_compression import __version__
-    from agentic_compression.evaluation.energy import describe_energy_source
+    from agentic_compression.evaluation.energy import select_counter
     from agentic_compression.methods import describe_methods
     from agentic_compression.settings import get_settings
 
     settings = get_settings()
+    counter = select_counter("auto", settings.cpu_watts_per_core)
     disk = psutil.disk_usage(str(settings.root))
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     missing = {method.name: method.unavailable_reason for method in describe_methods() if not method.available}
@@ -119,7 +121,7 @@ def _facts() -> dict[str, Any]:
         "state root": str(settings.root),
         "methods": [method.name for method in describe_methods() if method.available],
         "methods not available": missing,
-        "energy": describe_energy_source(settings.cpu_watts_per_core),
+        "energy": f"{counter.source}: {counter.method}",
         "grid": settings.grid_country,
         "keys": {name: "set" if value else "not set" for name, value in keys.items()},
     }

@@ -29,7 +29,7 @@ def preview(study: StudyConfig) -> None:
     console.print(f"methods: {', '.join(method.name for method in space.offered)}")
     table = Table("episode", "strategy", "from", title="would begin with")
     table.add_row("0", "baseline", "measured like every other")
-    for number, strategy in enumerate(seed_strategies(space)[: study.episodes], start=1):
-        table.add_row(str(number), escape(strategy.label), "seed strategy")
+    for number, (strategy, reason) in enumerate(seed_strategies(space)[: study.episodes], start=1):
+        table.add_row(str(number), escape(strategy.label), f"seed strategy: {reason}")
     console.print(table)
     console.print(f"files would be in {settings.experiments / study.name}")

@@ -72,8 +72,8 @@ def evaluate(
 
       acf evaluate -m models:/demo--demo@smallest -d gsm8k --benchmark-dir ./benchmarks --limit 50 --json
     """
-    from agentic_compression.study import validate_data
     from agentic_compression.study import evaluate as measure
+    from agentic_compression.study import validate_data
 
     config, bench = _prepare(model, dataset, seed, limit=limit, benchmark_dir=benchmark_dir)
     data, _ = validate_data(config, bench)

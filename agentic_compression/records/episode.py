@@ -64,6 +64,7 @@ class CompressionOutcome(Record):
     stages: tuple[StageTiming, ...] = ()
     seconds: float = 0.0
     joules: float = 0.0
+    energy_source: Literal["measured", "estimated"] = "estimated"
     peak_rss_bytes: int = 0
     cached: bool = Field(default=False, description="the same work had been done before")
 
@@ -76,6 +77,7 @@ class EvaluationOutcome(Record):
     evaluation: Evaluation | None = None
     seconds: float = 0.0
     joules: float = 0.0
+    energy_source: Literal["measured", "estimated"] = "estimated"
     cached: bool = False
 
 

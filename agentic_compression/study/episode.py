@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
-from agentic_compression.data import require_valid, resolve_dataset, validate_dataset
-from agentic_compression.evaluation.energy import grid_factor
+from agentic_compression.data import require_valid, resolve_dataset, validate_dataset, write_report
+from agentic_compression.evaluation.energy import EnergyMeter, select_counter
+from agentic_compression.evaluation.grid import grid_factor
 from agentic_compression.evaluation.request import EvaluationRequest
 from agentic_compression.frontier import build_frontier
 from agentic_compression.methods import describe_methods, search_space
@@ -21,6 +23,7 @@ from agentic_compression.records import (
     EvaluationOutcome,
     FrontierDocument,
     ModelSpec,
+    Record,
     Strategy,
     StudyConfig,
     ValidationReport,
@@ -28,6 +31,7 @@ from agentic_compression.records import (
 from agentic_compression.registry import promote_frontier, registered_name
 from agentic_compression.resources import configs_dir
 from agentic_compression.spec import infer_spec
+from agentic_compression.storage import write_record
 from agentic_compression.study.files import episode_folder, write_episode, write_spec, write_study_files
 from agentic_compression.study.model_source import fetch_model, readable_model
 from agentic_compression.study.naming import short_name
@@ -36,6 +40,7 @@ from agentic_compression.study.workbench import Workbench
 
 __all__ = ["compress", "dataset_of", "evaluate", "infer_model_spec", "plan_episode", "update_frontier", "validate_data"]
 
+Outcome = TypeVar("Outcome", CompressionOutcome, EvaluationOutcome)
 COMPRESS = "agentic_compression.methods.compress:compress"
 EVALUATE = "agentic_compression.evaluation.evaluate:evaluate"
 
@@ -61,7 +66,13 @@ def validate_data(config: StudyConfig, bench: Workbench) -> tuple[DatasetSpec, V
     """
     bench.announce("step", name="validate_data")
     dataset = dataset_of(config, bench)
-    report = validate_dataset(dataset, cache_folder=bench.settings.artifacts / "datasets")
+    kept = bench.settings.artifacts / "datasets" / f"{dataset.digest}.validation.json"
+    if kept.exists():
+        report = ValidationReport.model_validate_json(kept.read_text())
+    else:
+        report = validate_dataset(dataset)
+        write_report(report, kept.with_suffix(".html"))
+        write_record(kept, report)
     require_valid(report)
     return dataset, report
 
@@ -93,6 +104,7 @@ def plan_episode(config: StudyConfig, spec: ModelSpec, bench: Workbench) -> Epis
             records,
             config.seed,
             storage_path=bench.folder(config.name) / "planner_journal.log",
+            in_flight=bench.history.in_flight(config.name),
         )
         plan = EpisodePlan(
             study=config.name,
@@ -127,16 +139,7 @@ def compress(
         threads=config.evaluation.threads,
         trust_remote_code=config.trust_remote_code,
     )
-    outcome = bench.supervisor.run(COMPRESS, request, timeout_s=config.episode_timeout_s)
-    if outcome.result is None:
-        return CompressionOutcome(
-            status=outcome.status,
-            error=outcome.error,
-            seconds=outcome.wall_seconds,
-            joules=_joules(outcome.cpu_seconds, bench),
-        )
-    result = CompressionOutcome.model_validate(outcome.result)
-    return result.model_copy(update={"seconds": outcome.wall_seconds, "joules": _joules(outcome.cpu_seconds, bench)})
+    return _work(COMPRESS, request, CompressionOutcome, config, bench)
 
 
 def evaluate(
@@ -157,16 +160,7 @@ def evaluate(
         store_root=str(settings.artifacts / "evaluations"),
         tasks_dir=str(configs_dir() / "tasks"),
     )
-    outcome = bench.supervisor.run(EVALUATE, request, timeout_s=config.episode_timeout_s)
-    if outcome.result is None:
-        return EvaluationOutcome(
-            status=outcome.status,
-            error=outcome.error,
-            seconds=outcome.wall_seconds,
-            joules=_joules(outcome.cpu_seconds, bench),
-        )
-    result = EvaluationOutcome.model_validate(outcome.result)
-    return result.model_copy(update={"seconds": outcome.wall_seconds, "joules": _joules(outcome.cpu_seconds, bench)})
+    return _work(EVALUATE, request, EvaluationOutcome, config, bench)
 
 
 def update_frontier(
@@ -224,6 +218,7 @@ def episode_record(
     total = compressed.seconds + evaluated.seconds
     now = datetime.now(UTC)
     settings = bench.settings
+    both_measured = compressed.energy_source == evaluated.energy_source == "measured"
     return EpisodeRecord(
         study=config.name,
         episode=plan.episode,
@@ -241,7 +236,7 @@ def episode_record(
         run_id=plan.run_id,
         timings={"compress": compressed.seconds, "evaluate": evaluated.seconds, "total": total},
         joules=joules,
-        energy_source="estimated",
+        energy_source="measured" if both_measured else "estimated",
         co2_grams_spent=joules / 3.6e6 * grid_factor(settings.grid_country, settings.grid_grams_per_kwh).grams_per_kwh,
         environment=evaluation.environment if evaluation else None,
         started_at=datetime.fromtimestamp(time.time() - total, UTC).isoformat(timespec="seconds"),
@@ -250,6 +245,17 @@ def episode_record(
     )
 
 
-def _joules(cpu_seconds: float, bench: Workbench) -> float:
-    """CPU time of the child and what it started, times the configured watts: an estimate."""
-    return cpu_seconds * bench.settings.cpu_watts_per_core
+def _work(entry: str, request: Record, kind: type[Outcome], config: StudyConfig, bench: Workbench) -> Outcome:
+    """Run a task in a child and read its outcome; energy is the counter's, or CPU time where there is none."""
+    watts = bench.settings.cpu_watts_per_core
+    with EnergyMeter(select_counter(config.evaluation.device, watts)) as meter:
+        done = bench.supervisor.run(entry, request, timeout_s=config.episode_timeout_s)
+    measured = meter.reading.source == "measured"
+    spent = {
+        "seconds": done.wall_seconds,
+        "joules": meter.reading.joules if measured else done.cpu_seconds * watts,
+        "energy_source": meter.reading.source,
+    }
+    if done.result is None:
+        return kind.model_validate({"status": done.status, "error": done.error, **spent})
+    return kind.model_validate({**done.result, **spent})

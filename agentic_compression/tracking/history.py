@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from agentic_compression.records import EpisodePlan, EpisodeRecord, Evaluation, StudyConfig
+from agentic_compression.records import EpisodePlan, EpisodeRecord, Evaluation, Strategy, StudyConfig
 
 __all__ = ["History"]
 
@@ -37,6 +37,9 @@ class History(Protocol):
 
     def adopt(self, study: str) -> EpisodePlan | None:
         """Take over the lowest-numbered claim whose process is no longer alive, if there is one."""
+
+    def in_flight(self, study: str) -> list[Strategy]:
+        """The strategies that are claimed and not yet recorded."""
 
     def next_episode(self, study: str) -> int:
         """The lowest number that is neither recorded nor claimed."""

@@ -111,6 +111,11 @@ class MlflowHistory:
             return plan.model_copy(update={"run_id": run.info.run_id})
         return None
 
+    def in_flight(self, study: str) -> list[Strategy]:
+        """The strategies that are claimed and not yet recorded."""
+        plans = [_plan_of(run) for run in self._claims(study)]
+        return [plan.strategy for plan in plans if plan.strategy is not None]
+
     def next_episode(self, study: str) -> int:
         """The lowest number that is neither recorded nor claimed."""
         taken = {int(run.data.tags[_EPISODE]) for run in self._runs(study, "")}

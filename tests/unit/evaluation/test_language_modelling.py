@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from agentic_compression.errors import CompressionError, DatasetError
+from agentic_compression.evaluation.language_modelling import (
+    encode_documents,
+    perplexity_of,
+    read_texts,
+    score_documents,
+    within_budget,
+)
+from agentic_compression.evaluation.loading import LoadedModel, load_model
+from tests.unit.evaluation.conftest import ids_of
+
+
+def test_perplexity_equals_a_float64_reference(tiny: LoadedModel, tiny_path: Path, sentences: list[str]) -> None:
+    exact = load_model(str(tiny_path), "cpu").model.double()
+    nll, tokens, hits = 0.0, 0, 0
+    for text in sentences:
+        ids = ids_of(tiny, text)[:96]
+        with torch.no_grad():
+            logits = exact(input_ids=torch.tensor([ids])).logits[0, :-1]
+        targets = torch.tensor(ids[1:])
+        nll += -float(torch.log_softmax(logits, dim=-1)[torch.arange(len(targets)), targets].sum())
+        hits += int((logits.argmax(-1) == targets).sum())
+        tokens += len(targets)
+    for batch_size in (1, 7, 64):
+        scores = score_documents(tiny, encode_documents(tiny, sentences), batch_size)
+        measured = perplexity_of(scores, seed=0)
+        assert measured.perplexity.value == pytest.approx(math.exp(nll / tokens), rel=1e-5)
+        assert (measured.tokens, measured.documents) == (tokens, len(sentences))
+        assert measured.top1_accuracy is not None
+        assert measured.top1_accuracy.value == pytest.approx(hits / tokens)
+        assert measured.perplexity.low < measured.perplexity.value < measured.perplexity.high
+
+
+def test_scores_do_not_depend_on_what_shares_the_batch(tiny: LoadedModel, sentences: list[str]) -> None:
+    windows = encode_documents(tiny, sentences)
+    together = score_documents(tiny, windows, 64)
+    alone = [score_documents(tiny, [window], 1)[0] for window in windows]
+    assert [score.nll for score in together] == pytest.approx([score.nll for score in alone], rel=1e-5)
+    assert [score.hits for score in together] == [score.hits for score in alone]
+
+
+def test_documents_begin_with_bos_once_and_are_cut_at_the_context(tiny: LoadedModel) -> None:
+    long, short = encode_documents(tiny, ["w1 " * 200, "w1"])
+    assert len(long) == 96
+    assert short == [1, tiny.tokenizer.convert_tokens_to_ids("w1")]
+    assert encode_documents(tiny, [""]) == []
+
+
+def test_budget_takes_whole_documents_until_it_is_reached() -> None:
+    windows = [[1] * 11, [1] * 6, [1] * 9]
+    assert within_budget(windows, 11) == windows[:2]
+    assert within_budget(windows, 1) == windows[:1]
+    assert within_budget(windows, 1000) == windows
+
+
+def test_nan_is_an_error_not_a_number(tiny_path: Path, sentences: list[str]) -> None:
+    broken = load_model(str(tiny_path), "cpu")
+    broken.model.model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(CompressionError, match="likelihoods must be finite"):
+        score_documents(broken, encode_documents(broken, sentences), 8)
+
+
+def test_read_texts_limits_by_a_seeded_shuffle(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"id": f"d{n:02d}", "text": f"text {n}"}) + "\n" for n in range(20)))
+    few = read_texts(str(path), limit=5, seed=1)
+    assert list(few) == sorted(few)
+    assert few == read_texts(str(path), limit=5, seed=1)
+    assert few != read_texts(str(path), limit=5, seed=2)
+    assert len(read_texts(str(path))) == 20
+
+
+@pytest.mark.parametrize("content", ["", "not json\n", '{"other": 1}\n'])
+def test_read_texts_refuses_what_holds_no_text(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text(content)
+    with pytest.raises(DatasetError, match=r"texts\.jsonl"):
+        read_texts(str(path))

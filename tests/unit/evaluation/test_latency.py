@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+
+from agentic_compression.errors import CompressionError, ConfigurationError
+from agentic_compression.evaluation.energy import CpuTimeCounter
+from agentic_compression.evaluation.latency import energy_blocks, is_stable, latency_of, time_requests
+from agentic_compression.evaluation.loading import LoadedModel, load_model
+from agentic_compression.evaluation.workload import Server, WallClock, build_workload, check_finite
+from agentic_compression.records import EvaluationSettings
+
+SETTINGS = EvaluationSettings(prompt_tokens=24, new_tokens=10, runs=4, warmup_runs=2)
+
+
+def test_greedy_tokens_equal_generate(tiny: LoadedModel) -> None:
+    workload = build_workload(tiny, SETTINGS)
+    with torch.inference_mode():
+        answer = Server(tiny.model, workload, WallClock()).serve()
+        expected = tiny.model.generate(
+            input_ids=torch.tensor([workload.prompt]),
+            do_sample=False,
+            max_new_tokens=10,
+            min_new_tokens=10,
+            eos_token_id=None,
+            pad_token_id=0,
+        )[0, 24:]
+    assert len(workload.prompt) == 24
+    assert answer.tokens == expected.tolist()
+    assert len(answer.tokens) == 10
+    start, first, end = answer.marks
+    assert start < first < end
+
+
+def test_prompt_is_fixed_and_begins_with_bos(tiny: LoadedModel) -> None:
+    first, second = build_workload(tiny, SETTINGS), build_workload(tiny, SETTINGS)
+    assert first == second
+    assert first.prompt[0] == 1
+    assert not set(first.prompt[1:]) & set(tiny.tokenizer.all_special_ids)
+
+
+def test_prompt_must_fit_the_context(tiny: LoadedModel) -> None:
+    with pytest.raises(ConfigurationError, match="must fit the context of 96, got 100"):
+        build_workload(tiny, EvaluationSettings(prompt_tokens=90, new_tokens=10))
+
+
+def test_timed_runs_have_the_asked_number_and_add_up(tiny: LoadedModel) -> None:
+    server, clock = Server(tiny.model, build_workload(tiny, SETTINGS), WallClock()), WallClock()
+    seen: list[tuple[str, int, int]] = []
+    runs = time_requests(server, clock, CpuTimeCounter(15.0), SETTINGS, lambda *report: seen.append(report))
+    measured = latency_of(runs, SETTINGS, clock)
+    assert len(runs.request_ms) == len(runs.joules) == 4
+    assert seen[-1] == ("latency", 4, 4)
+    assert gc.isenabled()
+    assert all(joules > 0 for joules in runs.joules)
+    for request, first, token in zip(runs.request_ms, runs.ttft_ms, runs.decode_ms_per_token, strict=True):
+        assert request == pytest.approx(first + 9 * token)
+    assert measured.throughput_tokens_per_s == pytest.approx(10 / (measured.request_ms.value / 1e3))
+    assert measured.request_ms.low <= measured.request_ms.value <= measured.request_ms.high <= measured.request_p95_ms
+    assert 2 <= measured.warmup_runs <= 12
+
+
+def test_energy_blocks_divide_by_the_requests_served(tiny: LoadedModel) -> None:
+    counter = CpuTimeCounter(15.0)
+    counter.resolution_s = 0.003  # type: ignore[misc]
+    blocks = energy_blocks(Server(tiny.model, build_workload(tiny, SETTINGS), WallClock()), counter)
+    assert len(blocks) == 5
+    assert all(0 < joules < 15 for joules in blocks)
+
+
+def test_warm_up_is_stable_when_two_windows_agree() -> None:
+    assert not is_stable([10.0, 10.0, 10.0, 10.0, 10.0])
+    assert is_stable([30.0, 10.0, 10.2, 10.0, 10.1, 10.3, 9.9])
+    assert not is_stable([20.0, 20.0, 20.0, 10.0, 10.0, 10.0])
+
+
+def test_nan_logits_are_refused_before_anything_is_timed(tiny_path: Path) -> None:
+    broken = load_model(str(tiny_path), "cpu")
+    broken.model.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(CompressionError, match="logits must be finite"):
+        check_finite(broken, [1, 2, 3])

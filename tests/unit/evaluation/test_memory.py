@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agentic_compression.errors import CompressionError
+from agentic_compression.evaluation import memory
+from agentic_compression.evaluation.memory import (
+    MemoryProbe,
+    _read_answer,
+    measure_memory,
+    peak_bytes,
+    reset_peak,
+    resident_bytes,
+)
+from agentic_compression.records import EvaluationSettings
+
+MEGABYTE = 1 << 20
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the kernel cannot reset the peak here"
+)
+
+
+def touch(megabytes: int) -> None:
+    block = bytearray(megabytes * MEGABYTE)
+    block[::4096] = b"x" * len(block[::4096])
+
+
+@needs_proc
+def test_peak_sees_a_planted_allocation_that_is_gone_again() -> None:
+    touch(1)
+    assert reset_peak()
+    before = resident_bytes()
+    touch(64)
+    growth = peak_bytes() - before
+    assert 60 * MEGABYTE < growth < 90 * MEGABYTE
+    assert reset_peak()
+    assert peak_bytes() - resident_bytes() < 8 * MEGABYTE
+
+
+def test_status_fields_agree_with_psutil() -> None:
+    import psutil
+
+    assert resident_bytes() == pytest.approx(psutil.Process().memory_info().rss, rel=0.05)
+    assert peak_bytes() >= resident_bytes() * 0.95
+
+
+def test_lifetime_peak_is_the_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    monkeypatch.setattr(memory, "_STATUS", Path("/nonexistent"))
+    monkeypatch.setattr(memory, "_CLEAR_REFS", Path("/nonexistent/clear_refs"))
+    assert not reset_peak()
+    assert peak_bytes() == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, rel=0.01)
+    assert resident_bytes() > MEGABYTE
+
+
+@needs_proc
+def test_repetitions_agree_and_react_to_a_larger_model(tiny_path: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    large = LlamaForCausalLM(
+        LlamaConfig(vocab_size=68, hidden_size=512, intermediate_size=2048, num_hidden_layers=3, num_attention_heads=8)
+    )
+    large.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_path).save_pretrained(tmp_path)
+    settings = EvaluationSettings(prompt_tokens=16, new_tokens=4)
+    found = [
+        measure_memory(MemoryProbe(path=str(path), device="cpu", threads=1, settings=settings), repeats)
+        for path, repeats in ((tiny_path, 3), (tmp_path, 1))
+    ]
+    small, big = (item.peak_growth_bytes for item in found)
+    assert small.n == 3
+    assert small.spread < 2 * MEGABYTE
+    weights = sum(parameter.numel() * 4 for parameter in large.parameters())
+    assert found[1].weights_bytes == pytest.approx(weights, rel=0.01)
+    assert 0.9 * weights < big.value - small.value < 2.5 * weights
+    assert found[1].peak_rss_bytes > big.value
+
+
+def test_a_failing_repetition_is_an_error_with_its_reason(tmp_path: Path) -> None:
+    with pytest.raises(CompressionError, match="loading and serving the checkpoint failed"):
+        _read_answer(memory._fork_and_observe(_probe(tmp_path / "missing")))
+
+
+def test_running_out_of_memory_is_a_memory_error() -> None:
+    with pytest.raises(MemoryError):
+        _read_answer('{"error": "DefaultCPUAllocator: can\'t allocate memory", "kind": "RuntimeError"}')
+    with pytest.raises(MemoryError):
+        _read_answer('{"error": "killed", "kind": "MemoryError"}')
+
+
+def test_a_killed_repetition_counts_as_out_of_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "observe", lambda _: os.kill(os.getpid(), 9))
+    with pytest.raises(MemoryError, match="ended with code -9"):
+        _read_answer(memory._fork_and_observe(_probe(tmp_path)))
+
+
+def _probe(path: Path) -> MemoryProbe:
+    return MemoryProbe(path=str(path), device="cpu", threads=1, settings=EvaluationSettings())

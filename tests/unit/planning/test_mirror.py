@@ -1,0 +1,121 @@
+"""The Optuna journal: fresh, resumed, killed, torn or contradicting, the proposal is the same."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agentic_compression.planning import StrategyGrid, load_planner
+from agentic_compression.planning.encoding import Encoding
+from agentic_compression.planning.mirror import OptunaMirror, quiet_optuna
+from agentic_compression.records import BASELINE, EpisodeRecord, Strategy
+from tests.unit.planning.spaces import SPACE, record
+
+stored_planners = pytest.mark.parametrize("name", ["tpe", "nsga2"])
+
+
+def _grow(
+    name: str, path: Path | None, episodes: int, seed: int, fail: frozenset[int] = frozenset()
+) -> list[EpisodeRecord]:
+    """A study run to its end with one journal; a new planner object for every episode, as after a restart."""
+    history = [record(0, BASELINE)]
+    for episode in range(1, episodes + 1):
+        proposal = load_planner(name, path).propose(SPACE, history, seed)
+        assert proposal.strategy is not None
+        history.append(record(episode, proposal.strategy, "oom" if episode in fail else "succeeded"))
+    return history
+
+
+@stored_planners
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 1000), episodes=st.integers(5, 10), fail=st.frozensets(st.integers(1, 10), max_size=3))
+def test_fresh_and_resumed_storage_propose_the_same(
+    tmp_path_factory: pytest.TempPathFactory, name: str, seed: int, episodes: int, fail: frozenset[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("journal")
+    history = _grow(name, folder / "grown", episodes, seed, fail)
+    resumed = load_planner(name, folder / "grown").propose(SPACE, history, seed)
+    assert load_planner(name, folder / "fresh").propose(SPACE, history, seed) == resumed
+    assert load_planner(name).propose(SPACE, history, seed) == resumed
+
+
+@stored_planners
+def test_proposal_that_was_never_recorded_changes_nothing(tmp_path: Path, name: str) -> None:
+    history = _grow(name, tmp_path / "journal", 8, seed=0)
+    expected = load_planner(name).propose(SPACE, history, seed=0)
+    for _ in range(3):  # killed between ask and tell, three times
+        assert load_planner(name, tmp_path / "journal").propose(SPACE, history, seed=0) == expected
+
+
+@stored_planners
+def test_episodes_that_another_process_recorded_out_of_order_are_mirrored(tmp_path: Path, name: str) -> None:
+    history = _grow(name, None, 9, seed=0)
+    path = tmp_path / "journal"
+    for known in (history[:4], [*history[:4], *history[6:8]], history):
+        load_planner(name, path).propose(SPACE, known, seed=0)
+    shuffled = random.Random(0).sample(history, len(history))
+    assert load_planner(name, path).propose(SPACE, shuffled, seed=0) == load_planner(name).propose(SPACE, history, 0)
+
+
+@pytest.mark.parametrize("damage", ["torn", "foreign", "empty"])
+def test_damaged_journal_is_made_again(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "journal"
+    history = _grow("tpe", path, 7, seed=0)
+    whole = path.read_bytes()
+    path.write_bytes({"torn": whole[:-40], "foreign": b"not a journal\n{}\n", "empty": b""}[damage])
+    expected = load_planner("tpe").propose(SPACE, history, seed=0)
+    assert load_planner("tpe", path).propose(SPACE, history, seed=0) == expected
+    assert load_planner("tpe", path).propose(SPACE, history, seed=0) == expected
+
+
+def test_journal_that_contradicts_the_history_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    history = _grow("tpe", path, 7, seed=0)
+    changed = [*history[:3], record(3, history[3].strategy, "failed"), *history[4:]]
+    expected = load_planner("tpe").propose(SPACE, changed, seed=0)
+    assert load_planner("tpe", path).propose(SPACE, changed, seed=0) == expected
+
+
+def test_mirror_tells_the_asked_trial_and_fails_the_stale_one(tmp_path: Path) -> None:
+    import optuna
+
+    grid = StrategyGrid(SPACE)
+    path = tmp_path / "journal"
+    with quiet_optuna():
+        mirror = OptunaMirror(Encoding(SPACE, conditional=True), path)
+        mirror.asked(grid.at(10))
+        mirror.asked(grid.at(20))
+        trials = mirror.recorded([record(0, BASELINE), record(1, grid.at(20))])
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+        (study,) = optuna.get_all_study_summaries(storage)
+        states = [trial.state.name for trial in optuna.load_study(study_name=study.study_name, storage=storage).trials]
+    assert states == ["FAIL", "COMPLETE"]
+    assert [trial.number for trial in trials] == [1]
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_encoding_round_trips_through_a_trial(conditional: bool, data: st.DataObject) -> None:
+    import optuna
+
+    grid, encoding = StrategyGrid(SPACE), Encoding(SPACE, conditional)
+    strategy = grid.at(data.draw(st.integers(0, grid.count - 1)))
+    encoded = encoding.encode(strategy)
+    assert encoded is not None
+    trial = optuna.trial.FixedTrial(encoded[0])
+    assert encoding.suggest(trial).key == strategy.key  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_encoding_refuses_what_the_space_cannot_express(conditional: bool) -> None:
+    encoding = Encoding(SPACE, conditional)
+    for text in ("baseline", "awq:bits=4", "gone:x=1", "gptq:bits=4 | magnitude:sparsity=0.3"):
+        assert encoding.encode(Strategy.parse(text)) is None
+    off_grid = encoding.encode(Strategy.parse("magnitude:sparsity=0.34"))
+    assert off_grid is not None
+    assert off_grid[0]["magnitude.sparsity"] == 2  # 0.3, the nearest
