@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from zenml.enums import ArtifactType, VisualizationType
 
-from agentic_compression.frontier import frontier_figure_html
+from agentic_compression.frontier.plot import figure_html
 from agentic_compression.records import FrontierDocument
 from materializers.record import RecordMaterializer
 
@@ -22,4 +22,4 @@ class FrontierMaterializer(RecordMaterializer):
 
     def save_visualizations(self, data: FrontierDocument) -> dict[str, VisualizationType]:
         """The interactive plot."""
-        return self.html(frontier_figure_html(data))
+        return self.html(figure_html(data, ()))

@@ -129,7 +129,7 @@ def compress(
     bench.announce("step", name="compress")
     folder, digest = fetch_model(spec, bench.settings)
     request = CompressionRequest(
-        base_path=str(folder),
+        model_path=str(folder),
         base_digest=digest,
         strategy=plan.strategy,
         seed=config.seed,

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from agentic_compression.frontier import frontier_html, hypervolume_by_episode
+from agentic_compression.frontier import hypervolume_by_episode
+from agentic_compression.frontier.plot import frontier_html
 from agentic_compression.records import (
     EpisodeRecord,
     EpisodeResults,

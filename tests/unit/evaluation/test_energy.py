@@ -111,9 +111,9 @@ def test_select_counter_falls_back_to_an_estimate(monkeypatch: pytest.MonkeyPatc
 
 
 def test_nvml_counter_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken:
+    class Broken:  # pynvml has camel-case names
         @staticmethod
-        def nvmlInit() -> None:
+        def nvmlInit() -> None:  # noqa: N802
             raise RuntimeError("driver not loaded")
 
     monkeypatch.setitem(sys.modules, "pynvml", Broken)
@@ -124,18 +124,18 @@ def test_nvml_counter_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> N
 def test_nvml_counter_reads_millijoules_of_the_visible_device(monkeypatch: pytest.MonkeyPatch) -> None:
     class Nvml:
         @staticmethod
-        def nvmlInit() -> None: ...
+        def nvmlInit() -> None: ...  # noqa: N802
 
         @staticmethod
-        def nvmlDeviceGetHandleByIndex(index: int) -> int:
+        def nvmlDeviceGetHandleByIndex(index: int) -> int:  # noqa: N802
             return index
 
         @staticmethod
-        def nvmlDeviceGetHandleByUUID(uuid: str) -> str:
+        def nvmlDeviceGetHandleByUUID(uuid: str) -> str:  # noqa: N802
             return uuid
 
         @staticmethod
-        def nvmlDeviceGetTotalEnergyConsumption(handle: Any) -> int:
+        def nvmlDeviceGetTotalEnergyConsumption(handle: Any) -> int:  # noqa: N802
             return {3: 5000, "GPU-b": 7000}[handle]
 
     monkeypatch.setitem(sys.modules, "pynvml", Nvml)

@@ -39,8 +39,9 @@ def memory_measured_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def request_of_tiny(tiny_path: Path, tmp_path: Path, sentences: list[str]) -> EvaluationRequest:
+    choices = ["w1", "w2 w3", "w4"]
     files = {
-        "mc": [{"id": f"m{n}", "question": f"w{n} w{n + 1}", "choices": ["w1", "w2 w3", "w4"], "answer": n % 3} for n in range(12)],
+        "mc": [{"id": f"m{n}", "question": f"w{n} w{n + 1}", "choices": choices, "answer": n % 3} for n in range(12)],
         "gen": [{"id": f"g{n}", "question": f"w{n}", "answer": f"w{n + 1} w3"} for n in range(7)],
         "text": [{"id": f"t{n}", "text": text} for n, text in enumerate(sentences)],
     }  # fmt: skip

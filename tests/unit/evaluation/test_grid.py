@@ -33,7 +33,7 @@ def test_override_is_taken_as_it_is() -> None:
 
 
 def test_unknown_country_says_what_is_allowed() -> None:
-    with pytest.raises(ConfigurationError, match="no grid factor for country 'XYZ'.*ACF_GRID_GRAMS_PER_KWH"):
+    with pytest.raises(ConfigurationError, match=r"no grid factor for country 'XYZ'.*ACF_GRID_GRAMS_PER_KWH"):
         grid_factor("XYZ")
 
 

@@ -59,7 +59,8 @@ def test_timed_runs_have_the_asked_number_and_add_up(tiny: LoadedModel) -> None:
     for request, first, token in zip(runs.request_ms, runs.ttft_ms, runs.decode_ms_per_token, strict=True):
         assert request == pytest.approx(first + 9 * token)
     assert measured.throughput_tokens_per_s == pytest.approx(10 / (measured.request_ms.value / 1e3))
-    assert measured.request_ms.low <= measured.request_ms.value <= measured.request_ms.high <= measured.request_p95_ms
+    assert measured.request_ms.low <= measured.request_ms.value <= measured.request_ms.high
+    assert measured.request_ms.value <= measured.request_p95_ms <= max(runs.request_ms)
     assert 2 <= measured.warmup_runs <= 12
 
 

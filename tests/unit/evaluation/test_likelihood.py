@@ -76,16 +76,17 @@ def test_adapter_agrees_with_the_plain_harness_model(tiny: LoadedModel) -> None:
         Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0, metadata=("t", number, 1))
         for number, pair in enumerate(arguments)
     ]
+    settings = {"until": ["\n"], "max_gen_toks": 5, "do_sample": False}
     generate = [
         Instance(
             request_type="generate_until",
             doc={},
-            arguments=(f"Question: w{number} w{2 * number}?\nAnswer:", {"until": ["\n"], "max_gen_toks": 5, "do_sample": False}),
+            arguments=(f"Question: w{number} w{2 * number}?\nAnswer:", settings),
             idx=0,
             metadata=("t", number, 1),
         )
         for number in range(5)
-    ]  # fmt: skip
+    ]
     with quiet_harness():
         ours = harness_model(tiny, 3, no_progress)
         plain = HFLM(pretrained=tiny.model, tokenizer=tiny.tokenizer, backend="causal", batch_size=3)

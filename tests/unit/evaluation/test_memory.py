@@ -58,31 +58,32 @@ def test_lifetime_peak_is_the_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_proc
-def test_repetitions_agree_and_react_to_a_larger_model(tiny_path: Path, tmp_path: Path) -> None:
+def test_repetitions_agree_and_see_the_weights(tiny_path: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    large = LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(vocab_size=68, hidden_size=512, intermediate_size=2048, num_hidden_layers=3, num_attention_heads=8)
     )
-    large.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_path).save_pretrained(tmp_path)
-    settings = EvaluationSettings(prompt_tokens=16, new_tokens=4)
-    found = [
-        measure_memory(MemoryProbe(path=str(path), device="cpu", threads=1, settings=settings), repeats)
-        for path, repeats in ((tiny_path, 3), (tmp_path, 1))
-    ]
-    small, big = (item.peak_growth_bytes for item in found)
-    assert small.n == 3
-    assert small.spread < 2 * MEGABYTE
-    weights = sum(parameter.numel() * 4 for parameter in large.parameters())
-    assert found[1].weights_bytes == pytest.approx(weights, rel=0.01)
-    assert 0.9 * weights < big.value - small.value < 2.5 * weights
-    assert found[1].peak_rss_bytes > big.value
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    seen: list[tuple[str, int, int]] = []
+    measured = measure_memory(_probe(tmp_path), 3, lambda *report: seen.append(report))
+    assert measured.peak_growth_bytes.n == 3
+    assert measured.peak_growth_bytes.spread < 2 * MEGABYTE
+    assert measured.weights_bytes == pytest.approx(weights, rel=0.01)
+    assert 0.9 * weights < measured.peak_growth_bytes.value < 2.5 * weights
+    assert measured.peak_rss_bytes > measured.peak_growth_bytes.value
+    assert seen[-1] == ("memory", 3, 3)
 
 
-def test_a_failing_repetition_is_an_error_with_its_reason(tmp_path: Path) -> None:
-    with pytest.raises(CompressionError, match="loading and serving the checkpoint failed"):
-        _read_answer(memory._fork_and_observe(_probe(tmp_path / "missing")))
+def test_a_failing_repetition_is_an_error_with_its_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(_: MemoryProbe) -> None:
+        raise ValueError("no such layer")
+
+    monkeypatch.setattr(memory, "observe", fail)
+    with pytest.raises(CompressionError, match="loading and serving the checkpoint failed: ValueError: no such layer"):
+        _read_answer(memory._fork_and_observe(_probe(tmp_path)))
 
 
 def test_running_out_of_memory_is_a_memory_error() -> None:
@@ -99,4 +100,6 @@ def test_a_killed_repetition_counts_as_out_of_memory(monkeypatch: pytest.MonkeyP
 
 
 def _probe(path: Path) -> MemoryProbe:
-    return MemoryProbe(path=str(path), device="cpu", threads=1, settings=EvaluationSettings())
+    return MemoryProbe(
+        path=str(path), device="cpu", threads=1, settings=EvaluationSettings(prompt_tokens=16, new_tokens=4)
+    )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,6 +82,41 @@ def test_journal_that_contradicts_the_history_is_made_again(tmp_path: Path) -> N
     changed = [*history[:3], record(3, history[3].strategy, "failed"), *history[4:]]
     expected = load_planner("tpe").propose(SPACE, changed, seed=0)
     assert load_planner("tpe", path).propose(SPACE, changed, seed=0) == expected
+
+
+_PROPOSE = """
+import pickle, sys
+from pathlib import Path
+from agentic_compression.planning import load_planner
+from tests.unit.planning.spaces import SPACE
+history = pickle.loads(sys.stdin.buffer.read())
+for known in range(1, len(history) + 1):
+    print(load_planner("tpe", Path(sys.argv[1])).propose(SPACE, history[:known], 0).model_dump_json())
+"""
+
+
+def test_overlapping_processes_share_a_journal_and_agree(tmp_path: Path) -> None:
+    history = _grow("tpe", None, 8, seed=0)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", _PROPOSE, str(tmp_path / "journal")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONHASHSEED": str(number), "PYTHONPATH": str(Path(__file__).parents[3])},
+        )
+        for number in range(2)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(pickle.dumps(history))
+        process.stdin.close()
+        process.stdin = None
+    outputs = [process.communicate(timeout=120) for process in processes]
+    expected = [load_planner("tpe").propose(SPACE, history[:known], 0).model_dump_json() for known in range(1, 10)]
+    for process, (out, err) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, err.decode()
+        assert out.decode().splitlines() == expected
 
 
 def test_mirror_tells_the_asked_trial_and_fails_the_stale_one(tmp_path: Path) -> None:

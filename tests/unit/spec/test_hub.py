@@ -45,7 +45,7 @@ class _Hub(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: _Hub
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: PLR0911
         path = self.path.partition("?")[0]
         self.server.requests.append((path, self.headers.get("Authorization")))
         if self.server.failures:
@@ -150,7 +150,7 @@ def test_infer_spec_sends_the_token_and_never_shows_it(server: _Hub, monkeypatch
 
 
 def test_infer_spec_suggests_a_listed_model_when_missing(server: _Hub) -> None:
-    with pytest.raises(ModelError, match="does not exist on .*did you mean .*Qwen/Qwen2.5-7B"):
+    with pytest.raises(ModelError, match=r"does not exist on .*did you mean .*Qwen/Qwen2.5-7B"):
         infer_spec("Qwen/Qwen2.5-7Bb", settings=Settings())
 
 

@@ -216,7 +216,7 @@ def test_infer_spec_says_in_one_line_what_is_wrong_with_a_folder(
 
 def test_infer_spec_suggests_near_folders(tmp_path: Path, settings: Settings) -> None:
     write_folder(tmp_path / "my-model")
-    with pytest.raises(ModelError, match="did you mean .*my-model"):
+    with pytest.raises(ModelError, match=r"did you mean .*my-model"):
         infer_spec(str(tmp_path / "my-modle"), settings=settings)
 
 

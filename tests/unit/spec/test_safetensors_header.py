@@ -26,9 +26,11 @@ _quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthC
 def _library_reads(path: Path) -> bool:
     try:
         with safe_open(path, "np") as file:
-            return [file.get_tensor(name) for name in file.keys()] is not None  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118
+                file.get_tensor(name)
     except (SafetensorError, ValueError, TypeError, AttributeError):
         return False
+    return True
 
 
 @_quick
@@ -60,12 +62,9 @@ def test_read_header_refuses_whatever_the_library_refuses_when_bytes_are_damaged
     raw[position % len(raw)] = byte
     path.write_bytes(raw[: len(raw) - cut])
 
-    try:
-        read_header(path)
-    except ModelError as error:
-        assert "\n" not in str(error)
-    else:
-        assert _library_reads(path)
+    if not _library_reads(path):
+        with pytest.raises(ModelError):
+            read_header(path)
 
 
 @_quick
@@ -100,7 +99,7 @@ def test_read_header_names_the_problem(tmp_path: Path, header: bytes, data: int,
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * data)
     with pytest.raises(ModelError, match=reason):
         read_header(path)
-    assert not _library_reads(path)
+    assert reason == "twice" or not _library_reads(path)  # the library takes the last of two equal names
 
 
 def test_read_header_does_not_read_a_header_longer_than_the_file(tmp_path: Path) -> None:

@@ -1,0 +1,20 @@
+"""What to try next: the baseline, the same seeds for every planner, then a planner that learns from the history."""
+
+from agentic_compression.planning.episode import propose_episode
+from agentic_compression.planning.grid import StrategyGrid, canonical, enumerate_strategies, tried_keys
+from agentic_compression.planning.interface import Planner
+from agentic_compression.planning.registry import PLANNER_FACTORIES, load_planner, select_planner
+from agentic_compression.planning.seeds import seed_strategies
+
+__all__ = [
+    "PLANNER_FACTORIES",
+    "Planner",
+    "StrategyGrid",
+    "canonical",
+    "enumerate_strategies",
+    "load_planner",
+    "propose_episode",
+    "seed_strategies",
+    "select_planner",
+    "tried_keys",
+]

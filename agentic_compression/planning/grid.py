@@ -1,0 +1,194 @@
+"""The finite grid of legal strategies: canonical forms, how many there are, the one at an index, the untried ones."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from math import prod
+
+from agentic_compression.records import (
+    Category,
+    EpisodeRecord,
+    MethodDescription,
+    Parameter,
+    ParameterValue,
+    SearchSpace,
+    Stage,
+    Strategy,
+)
+
+__all__ = ["StrategyGrid", "canonical", "enumerate_strategies", "parameter_values", "tried_keys"]
+
+CONTINUOUS_STEPS = 100
+"""A range without a step is searched at this many equal steps."""
+
+_NO_OP = {("pruning", "sparsity"): 0}  # (category, parameter): the value with which the method changes nothing
+_REJECTIONS = 256
+
+
+def parameter_values(parameter: Parameter) -> tuple[ParameterValue, ...]:
+    """All values the search may give a parameter; a continuous range at 100 equal steps."""
+    values = parameter.values()
+    if values is not None:
+        return values
+    assert parameter.low is not None
+    assert parameter.high is not None
+    span = parameter.high - parameter.low
+    return tuple(round(parameter.low + span * step / CONTINUOUS_STEPS, 10) for step in range(CONTINUOUS_STEPS + 1))
+
+
+def canonical(space: SearchSpace, strategy: Strategy) -> Strategy:
+    """The form in which equivalent strategies are equal, so that their keys compare.
+
+    Defaults are written out, whole numbers of an integer range are ``int`` and of a float range ``float``, and stages
+    that change nothing (pruning with sparsity 0) are left out. A strategy of such stages alone is the baseline.
+    Templates' names are dropped. Methods this space does not know stay as they are.
+    """
+    stages = []
+    for stage in space.complete(strategy).stages:
+        method = space.method(stage.method)
+        values = {name: _plain(method, name, value) for name, value in stage.parameters.items()}
+        if method is None or not _changes_nothing(method, values):
+            stages.append(Stage(method=stage.method, parameters=values))
+    return Strategy(stages=tuple(stages))
+
+
+def tried_keys(space: SearchSpace, history: Sequence[EpisodeRecord]) -> frozenset[str]:
+    """Keys of the canonical forms of everything recorded, whatever came of it."""
+    return frozenset(canonical(space, record.strategy).key for record in history)
+
+
+def enumerate_strategies(space: SearchSpace, cap: int = 10_000) -> tuple[tuple[Strategy, ...], int]:
+    """The legal strategies of a space, the baseline left out.
+
+    Args:
+        space: the methods on offer; continuous ranges count at 100 steps.
+        cap: how many to list.
+
+    Returns:
+        At most ``cap`` distinct strategies in canonical form, and how many there are in all (without a cap).
+    """
+    grid = StrategyGrid(space)
+    return tuple(islice(grid, cap)), grid.count
+
+
+class StrategyGrid:
+    """Every legal strategy of a space under one index, without listing them.
+
+    Whether a method may come next depends only on the categories already used, so the counts are a small table over
+    (categories used, stages left).
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        self._axes: dict[str, list[tuple[str, tuple[ParameterValue, ...]]]] = {
+            method.name: _axes(method) for method in space.offered
+        }
+        self._counts: dict[tuple[frozenset[Category], int], int] = {}
+
+    @cached_property
+    def count(self) -> int:
+        """How many legal strategies there are, the baseline left out."""
+        return self._count(frozenset(), self.space.max_stages) - 1
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Strategy]:
+        return (self.at(index) for index in range(self.count))
+
+    def at(self, index: int) -> Strategy:
+        """The strategy at an index in ``range(count)``.
+
+        Raises:
+            IndexError: outside that range.
+        """
+        if not 0 <= index < self.count:
+            raise IndexError(f"the grid has {self.count} strategies, got index {index}")
+        rest, left, used, stages = index + 1, self.space.max_stages, frozenset[Category](), list[Stage]()
+        while rest:  # 0 is "stop here"
+            rest -= 1
+            left -= 1
+            for method in self._next(used):
+                variants, tails = self._variants(method), self._count(used | {method.category}, left)
+                if rest < variants * tails:
+                    variant, rest = divmod(rest, tails)
+                    stages.append(self._stage(method, variant))
+                    used |= {method.category}
+                    break
+                rest -= variants * tails
+        return Strategy(stages=tuple(stages))
+
+    def draw_untried(self, tried: Collection[str], seed: Sequence[int]) -> Strategy | None:
+        """A uniformly drawn legal strategy whose key is not among those tried; None when all are.
+
+        Args:
+            tried: keys of canonical forms.
+            seed: numbers that fix the draw.
+        """
+        if self.count == 0:
+            return None
+        draw = random.Random(repr(tuple(seed)))  # noqa: S311 - a search, not a secret
+        for _ in range(_REJECTIONS):
+            strategy = self.at(draw.randrange(self.count))
+            if strategy.key not in tried:
+                return strategy
+        start = draw.randrange(self.count)  # nearly everything is tried: take the next free one
+        for offset in range(self.count):
+            strategy = self.at((start + offset) % self.count)
+            if strategy.key not in tried:
+                return strategy
+        return None
+
+    def _next(self, used: frozenset[Category]) -> list[MethodDescription]:
+        return [method for method in self.space.offered if used <= set(method.may_follow)]
+
+    def _variants(self, method: MethodDescription) -> int:
+        return prod(len(values) for _, values in self._axes[method.name])
+
+    def _count(self, used: frozenset[Category], left: int) -> int:
+        if left == 0:
+            return 1
+        if (used, left) not in self._counts:
+            self._counts[used, left] = 1 + sum(
+                self._variants(method) * self._count(used | {method.category}, left - 1) for method in self._next(used)
+            )
+        return self._counts[used, left]
+
+    def _stage(self, method: MethodDescription, variant: int) -> Stage:
+        values: dict[str, ParameterValue] = {}
+        for name, allowed in self._axes[method.name]:
+            variant, position = divmod(variant, len(allowed))
+            values[name] = allowed[position]
+        return Stage(method=method.name, parameters=values)
+
+
+def _axes(method: MethodDescription) -> list[tuple[str, tuple[ParameterValue, ...]]]:
+    return [
+        (
+            parameter.name,
+            tuple(
+                _plain(method, parameter.name, value)
+                for value in parameter_values(parameter)
+                if not _changes_nothing(method, {parameter.name: value})
+            ),
+        )
+        for parameter in method.parameters
+    ]
+
+
+def _plain(method: MethodDescription | None, name: str, value: ParameterValue) -> ParameterValue:
+    parameter = method.parameter(name) if method else None
+    if parameter is None or parameter.kind == "choice" or isinstance(value, bool | str):
+        return value
+    if parameter.kind == "int":
+        return int(value) if float(value).is_integer() else value
+    return round(float(value), 10)
+
+
+def _changes_nothing(method: MethodDescription, values: dict[str, ParameterValue]) -> bool:
+    return any(
+        (method.category, name) in _NO_OP and value == _NO_OP[method.category, name] for name, value in values.items()
+    )
