@@ -13,4 +13,5 @@ def validate_data(
     study: StudyConfig,
 ) -> tuple[Annotated[DatasetSpec, "dataset"], Annotated[ValidationReport, "validation_report"]]:
     """The study's dataset in canonical form, and what Great Expectations found in it."""
-    return domain.validate_data(domain.with_name(study), domain.open_workbench())
+    dataset, report = domain.validate_data(domain.with_name(study), domain.open_workbench())
+    return dataset, report  # a literal tuple: ZenML reads the number of outputs from it

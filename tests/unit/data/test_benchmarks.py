@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from agentic_compression.data import resolve_dataset
 from agentic_compression.data.benchmarks import BENCHMARKS, reading_of
@@ -211,8 +210,3 @@ def test_resolve_removes_leaked_training_items_from_calibration(tmp_path: Path, 
     spec = resolve_dataset("gsm8k", settings=settings, benchmark_dir=tmp_path, limit=2)
     kept = {fingerprint(item["text"]) for item in _read(spec.calibration_path)}
     assert kept == {fingerprint(f"Question: HOW  many is {n}?\nAnswer: #### {n}") for n in range(10, 15)}
-
-
-def test_yaml_of_the_harness_is_plain_enough_to_read() -> None:
-    path = _harness_yaml()["gsm8k"]
-    assert yaml.safe_load(path.read_text())["dataset_path"] == "openai/gsm8k"

@@ -180,6 +180,12 @@ def _escaping_shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
 
 
+def _impossible_shape(folder: Path) -> None:
+    name = "model.layers.0.mlp.down_proj"
+    packed, shape = np.zeros((16, 4), np.int32), np.array([2**40, 2**20], np.int64)
+    save_file({f"{name}.weight_packed": packed, f"{name}.weight_shape": shape}, folder / "model.safetensors")
+
+
 def _empty(folder: Path) -> None:
     save_file({}, folder / "model.safetensors")
 
@@ -201,6 +207,7 @@ def _empty(folder: Path) -> None:
         (_wrong_index, "the index promises tensor"),
         (_escaping_shard, "in the same folder"),
         (_empty, "no parameters"),
+        (_impossible_shape, "more than its packed weight holds"),
     ],
 )
 def test_infer_spec_says_in_one_line_what_is_wrong_with_a_folder(

@@ -1,0 +1,262 @@
+"""Reading a checkpoint folder into a model that runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentic_compression.checkpoints.folders import weight_files
+from agentic_compression.checkpoints.manifest import (
+    CheckpointManifest,
+    LowRankModule,
+    PackedModule,
+    read_manifest,
+)
+from agentic_compression.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["LoadedCheckpoint", "load_checkpoint"]
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A model ready to run.
+
+    Attributes:
+        model: in evaluation mode, on the device asked for.
+        tokenizer: None when the folder holds none.
+        manifest: None for a plain Hugging Face folder.
+        weights_bytes: bytes of parameters and buffers as loaded, each shared tensor once.
+    """
+
+    model: Any
+    tokenizer: Any
+    manifest: CheckpointManifest | None
+    weights_bytes: int
+
+
+def load_checkpoint(
+    path: str | Path, *, device: str = "cpu", dtype: torch.dtype | str | None = None, trust_remote_code: bool = False
+) -> LoadedCheckpoint:
+    """Load one of our checkpoints, or a plain Hugging Face folder.
+
+    Packed layers stay packed (see :class:`~agentic_compression.checkpoints.packed_linear.PackedLinear`) and no dense
+    copy of them is ever made, so that the peak memory of loading is that of the packed weights.
+
+    Args:
+        path: a local folder.
+        device: where to put the model.
+        dtype: of activations and dense weights, ``torch.float32`` or its name; as stored when None.
+        trust_remote_code: run model code that comes with a plain folder; never done for our own checkpoints.
+
+    Raises:
+        ModelError: when the folder is no model, misses tensors or holds unknown ones.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"a checkpoint is a folder with config.json, got {folder}; check the path")
+    manifest = read_manifest(folder)
+    wanted = _read_dtype(dtype)
+    model = _load_plain(folder, wanted, trust_remote_code) if manifest is None else _load_own(folder, manifest, wanted)
+    model = model.to(device).eval()
+    return LoadedCheckpoint(
+        model=model,
+        tokenizer=_load_tokenizer(folder, trust_remote_code),
+        manifest=manifest,
+        weights_bytes=_weights_bytes(model),
+    )
+
+
+def _read_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    import torch
+
+    if not isinstance(dtype, str):
+        return dtype
+    allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in allowed:
+        raise ModelError(f"dtype must be one of {', '.join(allowed)}, got {dtype!r}")
+    return allowed[dtype]
+
+
+def _load_plain(folder: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    weight_files(folder)  # refuses pickled weights with a clear message
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder} could not be loaded by transformers: {error}") from error
+
+
+def _load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        return None
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+
+
+def _load_own(folder: Path, manifest: CheckpointManifest, dtype: torch.dtype | None) -> Any:
+    import torch
+
+    config = _read_config(folder)
+    wanted = dtype or config.dtype or torch.float32
+    model = _empty_model(config, wanted)
+    filler = _Filler(model, manifest, wanted)
+    for file in weight_files(folder):
+        filler.read(file)
+    filler.finish(folder)
+    if (folder / "generation_config.json").is_file():
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model
+
+
+def _read_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    values = json.loads((folder / "config.json").read_text())
+    values.pop("quantization_config", None)
+    try:
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"{folder}/config.json has no model type that transformers knows: {error}") from error
+
+
+def _empty_model(config: Any, dtype: torch.dtype) -> Any:
+    """The architecture with parameters on the meta device and real buffers (rotary frequencies)."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+class _Filler:
+    """Puts stored tensors into an empty model, one module at a time."""
+
+    def __init__(self, model: nn.Module, manifest: CheckpointManifest, dtype: torch.dtype) -> None:
+        self._model = model
+        self._manifest = manifest
+        self._dtype = dtype
+        self._packed: dict[str, PackedModule] = {}
+        self._bitmask: set[str] = set()
+        self._parts: dict[str, dict[str, torch.Tensor]] = {}
+        for name, module in manifest.modules.items():
+            if isinstance(module, LowRankModule):
+                self._split(name, module)
+            elif isinstance(module, PackedModule):
+                self._packed[name] = module
+            else:
+                self._bitmask.add(name)
+
+    def read(self, file: Path) -> None:
+        """Take every tensor of one file."""
+        from agentic_compression.checkpoints.tensor_files import TensorFile
+
+        with TensorFile(file) as source:
+            # Grouped by module, so that the parts of one packed weight are held only until it is laid out.
+            for name in sorted(source.names):
+                owner, _, leaf = name.rpartition(".")
+                if owner in self._packed and leaf.startswith("weight_"):
+                    self._take_packed(owner, leaf, source.read(name))
+                elif owner in self._bitmask and leaf.startswith("weight_"):
+                    self._take_bitmask(owner, leaf, source.read(name))
+                else:
+                    self._assign(name, source.read(name))
+
+    def finish(self, folder: Path) -> None:
+        """Tie shared tensors and check that nothing is missing.
+
+        Raises:
+            ModelError: naming the first tensor that is missing.
+        """
+        for name, source in self._manifest.aliases.items():
+            owner, _, leaf = name.rpartition(".")
+            source_owner, _, source_leaf = source.rpartition(".")
+            setattr(
+                self._model.get_submodule(owner), leaf, getattr(self._model.get_submodule(source_owner), source_leaf)
+            )
+        tie: Any = getattr(self._model, "tie_weights", None)
+        if tie is not None:
+            tie()
+        missing = [name for name, parameter in self._model.named_parameters() if parameter.is_meta]
+        missing += [f"{owner}.*" for owner in self._parts]
+        if missing:
+            raise ModelError(f"{folder} misses {len(missing)} tensors, the first is {missing[0]}; build it again")
+
+    def _split(self, name: str, module: LowRankModule) -> None:
+        """Replace a linear by an empty low-rank pair."""
+        import torch
+
+        from agentic_compression.checkpoints.low_rank_linear import LowRankLinear
+
+        linear: Any = self._model.get_submodule(name)
+        with torch.device("meta"):
+            down = torch.nn.Linear(linear.in_features, module.rank, bias=False, dtype=self._dtype)
+            up = torch.nn.Linear(module.rank, linear.out_features, bias=linear.bias is not None, dtype=self._dtype)
+        self._model.set_submodule(name, LowRankLinear(down, up))
+        for part, factor in (("down", module.down), ("up", module.up)):
+            if isinstance(factor, PackedModule):
+                self._packed[f"{name}.{part}"] = factor
+
+    def _take_packed(self, owner: str, leaf: str, tensor: torch.Tensor) -> None:
+        from torch import nn
+
+        from agentic_compression.checkpoints.packed_linear import PackedLinear
+        from agentic_compression.checkpoints.quantized import packed_names, unpack
+
+        parts = self._parts.setdefault(owner, {})
+        parts[leaf] = tensor
+        representation = self._packed[owner]
+        if len(parts) == len(packed_names(representation.symmetric)):
+            linear: Any = self._model.get_submodule(owner)
+            packed = PackedLinear(unpack(self._parts.pop(owner), representation.bits))
+            # A bias sorts before the weight's parts, but may lie in another shard and come later.
+            packed.bias = None if linear.bias is None else nn.Parameter(linear.bias, requires_grad=False)
+            self._model.set_submodule(owner, packed)
+
+    def _take_bitmask(self, owner: str, leaf: str, tensor: torch.Tensor) -> None:
+        from agentic_compression.checkpoints.bitmask import BITMASK_NAMES, decompress_bitmask
+
+        parts = self._parts.setdefault(owner, {})
+        parts[leaf] = tensor
+        if len(parts) == len(BITMASK_NAMES):
+            self._assign(f"{owner}.weight", decompress_bitmask(self._parts.pop(owner)))
+
+    def _assign(self, name: str, tensor: torch.Tensor) -> None:
+        from torch import nn
+
+        owner, _, leaf = name.rpartition(".")
+        try:
+            module = self._model.get_submodule(owner)
+        except AttributeError as error:
+            raise ModelError(f"tensor {name} has no place in this architecture; build the checkpoint again") from error
+        target = module._parameters.get(leaf, module._buffers.get(leaf))
+        if target is None or target.shape != tensor.shape:
+            expected = "no such tensor" if target is None else str(tuple(target.shape))
+            raise ModelError(f"tensor {name} must have shape {expected}, got {tuple(tensor.shape)}; build it again")
+        converted = tensor.to(target.dtype) if tensor.is_floating_point() else tensor
+        if leaf in module._parameters:
+            setattr(module, leaf, nn.Parameter(converted, requires_grad=False))
+        else:
+            module._buffers[leaf] = converted
+
+
+def _weights_bytes(model: nn.Module) -> int:
+    seen: dict[int, int] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        seen[tensor.data_ptr()] = max(tensor.nbytes, seen.get(tensor.data_ptr(), 0))
+    return sum(seen.values())

@@ -1,0 +1,103 @@
+"""``acf_checkpoint.json``: what was done to the model and how every compressed module is stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from agentic_compression.errors import ModelError
+from agentic_compression.records import Record, Strategy
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST_NAME",
+    "AppliedStage",
+    "BitmaskModule",
+    "CheckpointManifest",
+    "DenseFactor",
+    "LowRankModule",
+    "ModuleRepresentation",
+    "PackedModule",
+    "read_manifest",
+]
+
+MANIFEST_NAME = "acf_checkpoint.json"
+FORMAT_VERSION = 1
+
+
+class PackedModule(Record):
+    """A linear whose weight is stored as integer codes in the compressed-tensors ``pack-quantized`` format."""
+
+    kind: Literal["packed"] = "packed"
+    bits: int = Field(ge=1, le=8)
+    group_size: int = Field(description="input features that share one scale; -1 when a whole row does")
+    symmetric: bool
+
+
+class DenseFactor(Record):
+    """One factor of a low-rank pair, stored as plain floating point."""
+
+    kind: Literal["dense"] = "dense"
+
+
+class LowRankModule(Record):
+    """A linear stored as ``up @ down``: ``down`` is ``(rank, in_features)``, ``up`` is ``(out_features, rank)``."""
+
+    kind: Literal["low_rank"] = "low_rank"
+    rank: int = Field(ge=1)
+    down: Annotated[DenseFactor | PackedModule, Field(discriminator="kind")] = DenseFactor()
+    up: Annotated[DenseFactor | PackedModule, Field(discriminator="kind")] = DenseFactor()
+
+
+class BitmaskModule(Record):
+    """A linear whose weight is stored as one bit an element and its non-zero values; dense once loaded."""
+
+    kind: Literal["bitmask"] = "bitmask"
+    sparsity: float = Field(ge=0, le=1, description="fraction of elements that are zero")
+
+
+ModuleRepresentation = Annotated[PackedModule | LowRankModule | BitmaskModule, Field(discriminator="kind")]
+
+
+class AppliedStage(Record):
+    """One stage as it was applied."""
+
+    method: str
+    version: str = "1"
+    notes: tuple[str, ...] = Field(default=(), description="what was done differently from asked, layer by layer")
+
+
+class CheckpointManifest(Record):
+    """Everything needed to rebuild the modules of a checkpoint. A module not listed is stored dense."""
+
+    format_version: int = Field(default=FORMAT_VERSION, ge=1)
+    base_digest: str = Field(description="content digest of the model that was compressed")
+    strategy: Strategy = Field(description="with every default written out")
+    seed: int = 0
+    stages: tuple[AppliedStage, ...] = ()
+    modules: dict[str, ModuleRepresentation] = Field(default_factory=dict)
+    aliases: dict[str, str] = Field(default_factory=dict, description="tensor name to the stored tensor it shares")
+    loads_with: tuple[str, ...] = ("acf", "transformers")
+
+
+def read_manifest(folder: Path) -> CheckpointManifest | None:
+    """The manifest of a checkpoint folder, or None for a plain Hugging Face folder.
+
+    Raises:
+        ModelError: when the manifest is there but not readable by this version.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        return None
+    try:
+        manifest = CheckpointManifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ModelError(f"{path} is not a checkpoint manifest: {error.errors()[0]['msg']}; rebuild it") from error
+    if manifest.format_version > FORMAT_VERSION:
+        raise ModelError(
+            f"{path} has format version {manifest.format_version}, this release reads up to {FORMAT_VERSION}; "
+            "update agentic-compression"
+        )
+    return manifest

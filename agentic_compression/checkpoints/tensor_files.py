@@ -1,0 +1,118 @@
+"""Reading and writing safetensors files without a second copy in memory."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from agentic_compression.errors import ModelError
+
+__all__ = ["SHARD_BYTES", "TensorFile", "write_tensors"]
+
+SHARD_BYTES = 5_000_000_000
+_MAXIMUM_HEADER = 100_000_000
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class TensorFile:
+    """One open safetensors file; a tensor is read straight into memory of its own when asked for.
+
+    A memory map would keep every page that was read in the process's resident size until the last tensor of the file
+    is gone, which would count packed weights twice. Use as a context manager.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a file and read its header.
+
+        Raises:
+            ModelError: when the file is cut short or not in the safetensors format.
+        """
+        self.path = path
+        self._file: io.BufferedReader = path.open("rb")
+        try:
+            length = int.from_bytes(self._file.read(8), "little")
+            if length > _MAXIMUM_HEADER:
+                raise ValueError(f"its header claims {length} bytes")
+            header = json.loads(self._file.read(length))
+            header.pop("__metadata__", None)
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            if path.stat().st_size != 8 + length + end:
+                raise ValueError(f"it has {path.stat().st_size} bytes instead of {8 + length + end}")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self._file.close()
+            raise ModelError(
+                f"{path} must be a complete safetensors file: {error}; download or build it again"
+            ) from error
+        self._start = 8 + length
+        self._header = header
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the stored tensors, in the order of the file."""
+        return tuple(self._header)
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor in its stored dtype.
+
+        Raises:
+            ModelError: when its dtype is not one this release reads.
+        """
+        entry = self._header[name]
+        dtype = _DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise ModelError(f"{name} in {self.path} must be one of {', '.join(_DTYPES)}, got {entry['dtype']}")
+        tensor = torch.empty(entry["shape"], dtype=dtype)
+        if tensor.numel():
+            self._file.seek(self._start + entry["data_offsets"][0])
+            self._file.readinto(tensor.view(-1).view(torch.uint8).numpy())
+        return tensor
+
+
+def write_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write ``model.safetensors``, or shards of at most 5 GB with ``model.safetensors.index.json``.
+
+    Args:
+        tensors: contiguous tensors by name, no two sharing memory.
+        folder: an existing folder.
+    """
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    filled = 0
+    for name in sorted(tensors):
+        size = tensors[name].nbytes
+        if filled and filled + size > SHARD_BYTES:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tensors[name]
+        filled += size
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    names = {}
+    for index, shard in enumerate(shards, start=1):
+        file_name = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / file_name, metadata={"format": "pt"})
+        names.update(dict.fromkeys(shard, file_name))
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index_text = json.dumps({"metadata": {"total_size": total}, "weight_map": names}, indent=2, sort_keys=True)
+    (folder / "model.safetensors.index.json").write_text(index_text + "\n")

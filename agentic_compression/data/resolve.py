@@ -1,0 +1,291 @@
+"""Resolve what the user calls a dataset into tasks, calibration text and held-out text, stored by content."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentic_compression.data.benchmark_files import read_benchmark
+from agentic_compression.data.benchmark_hub import load_benchmark
+from agentic_compression.data.benchmarks import BENCHMARKS, NOT_OFFERED, Benchmark, HarnessTask
+from agentic_compression.data.files import EXTENSIONS, read_rows
+from agentic_compression.data.shapes import LocalItems, recognise
+from agentic_compression.data.split import Document, fingerprint, first_of_shuffle, split_off, without
+from agentic_compression.data.store import store_items
+from agentic_compression.errors import DatasetError, UnavailableError
+from agentic_compression.records import DatasetSpec, DatasetTask, content_digest
+from agentic_compression.settings import Settings
+from agentic_compression.storage import digest_of_files
+
+__all__ = ["resolve_dataset"]
+
+_CALIBRATION_SHARE = 0.10
+_CALIBRATION_LEAST, _CALIBRATION_MOST = 32, 512
+_CALIBRATION_USEFUL = 8  # a smaller file keeps all its items for evaluation
+_TEXT_SHARE = 0.20
+_PERPLEXITY_MOST = 2000
+
+
+def resolve_dataset(
+    dataset: str, *, settings: Settings, benchmark_dir: Path | None = None, limit: int | None = None, seed: int = 0
+) -> DatasetSpec:
+    """Resolve ``demo``, benchmark names, or a local .jsonl/.csv/.parquet file.
+
+    The same file, limit and seed give the same record and digest. Canonical items are stored under
+    ``artifacts/datasets/<digest>/``. Calibration text never shares an item with what is evaluated.
+
+    Args:
+        dataset: ``demo``, a benchmark name, a comma list of them, or a path.
+        settings: the state root and the Hub's address.
+        benchmark_dir: folder of local copies of the benchmarks; without it they come from the Hub.
+        limit: items a task to evaluate, the first of a seeded shuffle (MMLU: over all subjects); None for all.
+        seed: of every split and shuffle.
+
+    Raises:
+        DatasetError: missing, empty or malformed, or an unknown name.
+        UnavailableError: a benchmark that cannot be run yet.
+    """
+    name = dataset.strip()
+    if limit is not None and limit < 1:
+        raise DatasetError(f"limit must be at least 1, got {limit}; leave it out to evaluate all items")
+    if name == "demo":
+        return _demo(settings, limit, seed)
+    if _is_path(name):
+        return _local_file(name, settings, limit, seed)
+    return _benchmarks(name, settings, benchmark_dir, limit, seed)
+
+
+def _is_path(name: str) -> bool:
+    if not name:
+        raise DatasetError("a dataset is needed, got nothing; give 'demo', a benchmark name or a file")
+    return name.lower().endswith(EXTENSIONS) or "/" in name or "\\" in name or name.startswith("~") or "." in name
+
+
+def _demo(settings: Settings, limit: int | None, seed: int) -> DatasetSpec:
+    from agentic_compression import demo
+
+    sources = {"demo_mc": demo.multiple_choice_path(), "demo_gen": demo.generation_path()}
+    heldout, sample = demo.heldout_text_path(), demo.train_sample_path()
+    found = {name: recognise(read_rows(path), path.name) for name, path in sources.items()}
+    stored = store_items(settings, {name: first_of_shuffle(f.items, limit, seed) for name, f in found.items()})
+    tasks = tuple(
+        DatasetTask(
+            name=name,
+            kind=items.kind,
+            path=str(stored.paths[name]),
+            items=min(limit or len(items.items), len(items.items)),
+            digest=stored.digests[name],
+        )
+        for name, items in found.items()
+    )
+    calibration = digest_of_files(sample)
+    return DatasetSpec(
+        dataset="demo",
+        name="demo",
+        tasks=tasks,
+        perplexity_path=str(heldout),
+        calibration_path=str(sample),
+        calibration_digest=calibration,
+        calibration_source="a sample of the demo model's training documents",
+        digest=content_digest([stored.digest, calibration, digest_of_files(heldout)]),
+    )
+
+
+def _local_file(name: str, settings: Settings, limit: int | None, seed: int) -> DatasetSpec:
+    path = Path(name).expanduser()
+    found = recognise(read_rows(path), path.name)
+    evaluated, calibration, source = _split_local(found, path.name, seed)
+    evaluated = first_of_shuffle(evaluated, limit, seed)
+    text_of = _text_of(found)
+    files = {
+        "items": evaluated,
+        "perplexity": [{"id": item["id"], "text": text_of(item)} for item in evaluated[:_PERPLEXITY_MOST]],
+        "calibration": [{"id": item["id"], "text": text_of(item)} for item in calibration],
+    }
+    stored = store_items(settings, {key: items for key, items in files.items() if items})
+    short = _short_name(path.stem)
+    task = DatasetTask(
+        name=short,
+        kind=found.kind,
+        path=str(stored.paths["items"]),
+        items=len(evaluated),
+        digest=stored.digests["items"],
+    )
+    return DatasetSpec(
+        dataset=name,
+        name=short,
+        tasks=(task,),
+        perplexity_path=str(stored.paths["perplexity"]),
+        calibration_path=str(stored.paths["calibration"]) if calibration else None,
+        calibration_digest=stored.digests.get("calibration"),
+        calibration_source=source,
+        digest=stored.digest,
+    )
+
+
+def _split_local(found: LocalItems, file: str, seed: int) -> tuple[list[Document], list[Document], str]:
+    items = found.items
+    identity = _identity_of(found)
+    unique = len({fingerprint(identity(item)) for item in items})
+    if found.kind == "text":
+        count = min(_CALIBRATION_MOST, max(1, round(_TEXT_SHARE * unique))) if unique > 1 else 0
+        kind, least = "documents", 1
+    else:
+        count = min(max(_CALIBRATION_LEAST, round(_CALIBRATION_SHARE * unique)), _CALIBRATION_MOST, unique // 3)
+        kind, least = "items", _CALIBRATION_USEFUL
+    if count < least:
+        return list(items), [], f"none: {file} has {unique} different {kind}, too few to set some aside for calibration"
+    rest, calibration = split_off(items, count, identity, seed)
+    return (
+        rest,
+        calibration,
+        f"{len(calibration)} {kind} of {file}, split off by seeded hash (seed {seed}); never evaluated",
+    )
+
+
+def _identity_of(found: LocalItems) -> Callable[[Document], str]:
+    return (lambda item: item["text"]) if found.kind == "text" else (lambda item: item["question"])
+
+
+def _text_of(found: LocalItems) -> Callable[[Document], str]:
+    if found.kind == "text":
+        return lambda item: item["text"]
+    if found.kind == "generation":
+        return lambda item: f"Question: {item['question']}\nAnswer: {item['answer']}"
+    return lambda item: f"Question: {item['question']}\nAnswer: {item['choices'][item['answer']]}"
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """A harness task with the documents to evaluate and its share of the dataset's accuracy."""
+
+    benchmark: Benchmark
+    task: HarnessTask
+    documents: list[Document]
+    weight: float
+
+
+def _benchmarks(name: str, settings: Settings, benchmark_dir: Path | None, limit: int | None, seed: int) -> DatasetSpec:
+    chosen = [_benchmark(part.strip()) for part in dict.fromkeys(name.split(","))]
+    evaluated: list[_Evaluated] = []
+    for benchmark in chosen:
+        if benchmark_dir is not None:
+            tasks = read_benchmark(benchmark.name, benchmark_dir.expanduser())
+        else:
+            tasks = load_benchmark(benchmark, settings)
+        evaluated += _choose(benchmark, tasks, limit, seed)
+    calibration, source = _calibration(evaluated, seed)
+    files = _benchmark_files(evaluated, calibration)
+    stored = store_items(settings, files)
+    digest = stored.digests.get("calibration")
+    return DatasetSpec(
+        dataset=name,
+        name=_short_name("-".join(benchmark.name for benchmark in chosen)),
+        tasks=tuple(_task(chosen_task, stored.paths, stored.digests) for chosen_task in evaluated),
+        perplexity_path=str(stored.paths["perplexity"]),
+        calibration_path=str(stored.paths["calibration"]) if calibration else None,
+        calibration_digest=digest,
+        calibration_source=source,
+        digest=stored.digest,
+    )
+
+
+def _benchmark(name: str) -> Benchmark:
+    if name in NOT_OFFERED:
+        raise UnavailableError(NOT_OFFERED[name])
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    known = ", ".join((*BENCHMARKS, *NOT_OFFERED))
+    near = difflib.get_close_matches(name.lower(), [*BENCHMARKS, *NOT_OFFERED], n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise DatasetError(
+        f"unknown dataset {name!r}; {hint}known: demo, {known}, or a file ending in {', '.join(EXTENSIONS)}"
+    )
+
+
+def _choose(benchmark: Benchmark, tasks: Sequence[HarnessTask], limit: int | None, seed: int) -> list[_Evaluated]:
+    """Apply the limit; a benchmark's tasks weigh 1 in all (MMLU's by items, as in the harness)."""
+    if benchmark.shared_limit:
+        everything = [document for task in tasks for document in task.splits[task.evaluated]]
+        kept = {document["id"] for document in first_of_shuffle(everything, limit, seed)}
+        chosen = [(task, [d for d in task.splits[task.evaluated] if d["id"] in kept]) for task in tasks]
+        chosen = [(task, documents) for task, documents in chosen if documents]
+        total = sum(len(documents) for _, documents in chosen)
+        return [_Evaluated(benchmark, task, documents, len(documents) / total) for task, documents in chosen]
+    return [
+        _Evaluated(benchmark, task, first_of_shuffle(task.splits[task.evaluated], limit, seed), 1 / len(tasks))
+        for task in tasks
+    ]
+
+
+def _calibration(evaluated: Sequence[_Evaluated], seed: int) -> tuple[list[Document], str]:
+    """Up to 512 texts from splits that are never evaluated, without any text of the whole evaluated splits."""
+    used = {
+        fingerprint(part.benchmark.reading(document).question)
+        for part in evaluated
+        for document in part.task.splits[part.task.evaluated]
+    }
+    spare: list[Document] = []
+    notes: list[str] = []
+    for part in evaluated:
+        split = next((name for name in part.benchmark.spare if name in part.task.splits), None)
+        if split is None:
+            continue
+        readings = [(d["id"], part.benchmark.reading(d)) for d in part.task.splits[split]]
+        found = [{"id": f"{part.task.task}/{name}", "question": r.question, "text": r.text} for name, r in readings]
+        found = without(found, lambda item: item["question"], used)
+        if found and (note := f"{part.benchmark.name} {split}") not in notes:
+            notes.append(note)
+        spare += found
+    if not spare:
+        names = ", ".join(dict.fromkeys(part.benchmark.name for part in evaluated))
+        return [], f"none: the copy of {names} has no split besides the evaluated one"
+    _, taken = split_off(spare, min(_CALIBRATION_MOST, len(spare)), lambda item: item["question"], seed)
+    texts = [{"id": item["id"], "text": item["text"]} for item in taken]
+    return texts, f"{len(texts)} texts of {', '.join(notes)} (seed {seed}); none of them is evaluated"
+
+
+def _benchmark_files(evaluated: Sequence[_Evaluated], calibration: Sequence[Document]) -> dict[str, Sequence[Document]]:
+    files: dict[str, Sequence[Document]] = {}
+    perplexity: dict[str, Document] = {}
+    for part in evaluated:
+        documents = part.documents
+        if part.benchmark.name == "wikitext":  # also plain text: accuracy is next-token top-1
+            documents = [{**document, "text": document["page"].strip()} for document in documents]
+        files[f"{part.task.task}.{part.task.evaluated}"] = documents
+        for split, others in part.task.splits.items():
+            if split != part.task.evaluated and part.benchmark.name != "wikitext":
+                files[f"{part.task.task}.{split}"] = others
+        for document in documents:
+            text = part.benchmark.reading(document).text
+            perplexity.setdefault(fingerprint(text), {"id": document["id"], "text": text})
+    files["perplexity"] = list(perplexity.values())[:_PERPLEXITY_MOST]
+    if calibration:
+        files["calibration"] = calibration
+    return files
+
+
+def _task(part: _Evaluated, paths: Mapping[str, Path], digests: Mapping[str, str]) -> DatasetTask:
+    name = part.task.task
+    own = f"{name}.{part.task.evaluated}"
+    return DatasetTask(
+        name=part.task.name or name,
+        kind="text" if part.benchmark.name == "wikitext" else "benchmark",
+        path=str(paths[own]),
+        items=len(part.documents),
+        digest=digests[own],
+        lm_eval_task=name,
+        split_files={
+            key.removeprefix(f"{name}."): str(path) for key, path in paths.items() if key.rpartition(".")[0] == name
+        },
+        weight=part.weight,
+    )
+
+
+def _short_name(text: str) -> str:
+    """A name fit for a file or a registered model: letters, digits, ``._-``, at most 80 characters."""
+    short = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:80]
+    return short or f"data-{fingerprint(text)[:8]}"

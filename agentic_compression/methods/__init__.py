@@ -1,0 +1,31 @@
+"""Compression methods, one file each, and the function that applies a strategy. Importing this imports no torch."""
+
+from agentic_compression.methods.compress import compress, content_key
+from agentic_compression.methods.interface import (
+    Choice,
+    Compressed,
+    CompressionContext,
+    Method,
+    MethodConfig,
+    Range,
+    parameters_of,
+)
+from agentic_compression.methods.registry import ENTRY_POINT_GROUP, describe_methods, get_method, search_space
+from agentic_compression.methods.request import CompressionRequest
+
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "Choice",
+    "Compressed",
+    "CompressionContext",
+    "CompressionRequest",
+    "Method",
+    "MethodConfig",
+    "Range",
+    "compress",
+    "content_key",
+    "describe_methods",
+    "get_method",
+    "parameters_of",
+    "search_space",
+]

@@ -1,0 +1,257 @@
+"""Apply a strategy to a model and store the result under its content key."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from agentic_compression.checkpoints import (
+    AppliedStage,
+    CheckpointOrigin,
+    checkpoint_ref,
+    load_checkpoint,
+    read_manifest,
+    save_checkpoint,
+)
+from agentic_compression.errors import AcfError, CompressionError, ModelError, StrategyError
+from agentic_compression.methods.calibration import calibration_tokens
+from agentic_compression.methods.interface import CompressionContext, Method
+from agentic_compression.methods.registry import get_method, search_space
+from agentic_compression.methods.request import CompressionRequest
+from agentic_compression.progress import Progress, no_progress
+from agentic_compression.records import (
+    CheckpointRef,
+    CompressionOutcome,
+    Stage,
+    StageTiming,
+    Strategy,
+    content_digest,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["compress", "content_key"]
+
+_LONGEST = 8
+
+
+def compress(request: CompressionRequest, progress: Progress = no_progress) -> CompressionOutcome:
+    """Apply the strategy's stages in order and save the result to ``<checkpoints_root>/<content key>/``.
+
+    A complete folder of that key is returned at once with ``cached=True``. The baseline is the user's own folder,
+    ``shared=True``. Where a checkpoint of the strategy's first stages is there and holds no packed layer, work starts
+    from it: dense, sparse and low-rank layers come back from disk bit for bit.
+
+    Args:
+        request: model, strategy, seed, calibration text and where to store.
+        progress: told as layers are done.
+
+    Returns:
+        An outcome with status ``succeeded``; failures are exceptions.
+
+    Raises:
+        StrategyError: the strategy is refused, with the reason.
+        ModelError: the base model cannot be loaded or is compressed already.
+        CompressionError: a stage failed; names the stage, the cause and what to change.
+        MemoryError: memory ran out.
+    """
+    started = time.perf_counter()
+    base = Path(request.model_path)
+    if request.strategy.is_baseline:
+        reference = checkpoint_ref(base, request.strategy.key, shared=True)
+        return CompressionOutcome(
+            status="succeeded", checkpoint=reference, seconds=time.perf_counter() - started, cached=True
+        )
+    strategy = _checked(request.strategy)
+    folder = Path(request.checkpoints_root) / content_key(request, strategy)
+    if stored := _stored(folder, strategy):
+        timings = tuple(StageTiming(stage=stage.label, seconds=0.0, cached=True) for stage in strategy.stages)
+        seconds = time.perf_counter() - started
+        return CompressionOutcome(status="succeeded", checkpoint=stored, stages=timings, seconds=seconds, cached=True)
+    with _memory_errors():
+        reference, timings = _build(request, strategy, folder, progress)
+    return CompressionOutcome(
+        status="succeeded", checkpoint=reference, stages=timings, seconds=time.perf_counter() - started
+    )
+
+
+def content_key(request: CompressionRequest, strategy: Strategy | None = None) -> str:
+    """The key of the result: base model, stages with parameters and method versions, seed, calibration if it is used.
+
+    Args:
+        request: the work.
+        strategy: what to key instead of the request's own strategy; parameters left out take their defaults.
+
+    Raises:
+        StrategyError: when the strategy names an unknown method.
+    """
+    strategy = search_space(_LONGEST).complete(strategy or request.strategy)
+    methods = [get_method(stage.method) for stage in strategy.stages]
+    calibration = None
+    if _calibrates(strategy):
+        calibration = [request.calibration_digest, request.calibration_samples, request.calibration_tokens]
+    return content_digest(
+        {
+            "base": request.base_digest,
+            "stages": [
+                [stage.method, method.version, stage.parameters]
+                for method, stage in zip(methods, strategy.stages, strict=True)
+            ],
+            "seed": request.seed,
+            "calibration": calibration,
+        }
+    )
+
+
+def _checked(strategy: Strategy) -> Strategy:
+    """The strategy with all defaults, refused when it is not legal."""
+    space = search_space(_LONGEST)
+    if problem := space.problem_with(strategy):
+        raise StrategyError(problem)
+    complete = space.complete(strategy)
+    for stage in complete.stages:
+        _config(stage)
+    return complete
+
+
+def _config(stage: Stage) -> Any:
+    method = get_method(stage.method)
+    try:
+        return method.config.model_validate(stage.parameters)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StrategyError(
+            f"{stage.method}: {where + ': ' if where else ''}{first['msg']} (see: acf methods show {stage.method})"
+        ) from error
+
+
+def _calibrates(strategy: Strategy) -> bool:
+    return any(get_method(stage.method).needs_calibration_for(_config(stage)) for stage in strategy.stages)
+
+
+def _stored(folder: Path, strategy: Strategy) -> CheckpointRef | None:
+    """The checkpoint in this folder, when there is a complete one."""
+    manifest = read_manifest(folder) if folder.is_dir() else None
+    return None if manifest is None else checkpoint_ref(folder, strategy.key, manifest.loads_with)
+
+
+def _build(
+    request: CompressionRequest, strategy: Strategy, folder: Path, progress: Progress
+) -> tuple[CheckpointRef, tuple[StageTiming, ...]]:
+    import torch
+
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    model, tokenizer, applied = _start(request, strategy)
+    timings = [StageTiming(stage=stage.label, seconds=0.0, cached=True) for stage in strategy.stages[: len(applied)]]
+    windows = _calibration(request, strategy, tokenizer, len(applied))
+    for index, stage in enumerate(strategy.stages[len(applied) :], start=len(applied)):
+        started = time.perf_counter()
+        context = CompressionContext(
+            seed=request.seed + index, calibration=windows, device=request.device, progress=progress
+        )
+        torch.manual_seed(context.seed)
+        model, notes = _apply(get_method(stage.method), stage, model, context)
+        applied.append(AppliedStage(method=stage.method, version=get_method(stage.method).version, notes=notes))
+        timings.append(StageTiming(stage=stage.label, seconds=time.perf_counter() - started))
+    origin = CheckpointOrigin(
+        base_digest=request.base_digest, strategy=strategy, seed=request.seed, stages=tuple(applied)
+    )
+    return save_checkpoint(model, tokenizer, folder, origin), tuple(timings)
+
+
+def _start(request: CompressionRequest, strategy: Strategy) -> tuple[Any, Any, list[AppliedStage]]:
+    """The base model, or a stored checkpoint of the strategy's first stages where continuing from it is exact."""
+    for length in range(len(strategy.stages) - 1, 0, -1):
+        prefix = Strategy(stages=strategy.stages[:length])
+        folder = Path(request.checkpoints_root) / content_key(request, prefix)
+        manifest = read_manifest(folder) if folder.is_dir() else None
+        if manifest is not None and not _holds_packed(manifest.model_dump_json()):
+            loaded = load_checkpoint(folder, device=request.device)
+            return loaded.model, loaded.tokenizer, list(manifest.stages)
+    base = Path(request.model_path)
+    if read_manifest(base) is not None:
+        raise ModelError(f"the base model must not be compressed, got {base}; start from the original model")
+    loaded = load_checkpoint(base, device=request.device, trust_remote_code=request.trust_remote_code)
+    if getattr(loaded.model.config, "quantization_config", None) is not None:
+        raise ModelError(f"the base model must not be quantized, got {base}; start from the original model")
+    _check_finite(loaded.model, f"the base model {base}")
+    return loaded.model, loaded.tokenizer, []
+
+
+def _holds_packed(manifest_json: str) -> bool:
+    return '"kind":"packed"' in manifest_json
+
+
+def _calibration(
+    request: CompressionRequest, strategy: Strategy, tokenizer: Any, done: int
+) -> list[torch.Tensor] | None:
+    rest = Strategy(stages=strategy.stages[done:])
+    if not _calibrates(rest):
+        return None
+    names = ", ".join(stage.method for stage in rest.stages if get_method(stage.method).needs_calibration)
+    if request.calibration_path is None:
+        raise CompressionError(
+            f"{names} needs calibration text, got no calibration_path; give a JSONL file of {{text}}, or use a method "
+            "that needs none (see: acf methods)"
+        )
+    if tokenizer is None:
+        raise CompressionError(f"{names} needs a tokenizer, {request.model_path} has none; add tokenizer.json")
+    return calibration_tokens(
+        Path(request.calibration_path),
+        tokenizer,
+        request.calibration_samples,
+        request.calibration_tokens,
+        request.seed,
+    )
+
+
+def _apply(method: Method, stage: Stage, model: Any, context: CompressionContext) -> tuple[Any, tuple[str, ...]]:
+    """Run one stage; whatever goes wrong names the stage."""
+    try:
+        result = method.apply(model, _config(stage), context)
+        _check_finite(result.model, "its result")
+    except (AcfError, MemoryError) as error:
+        if isinstance(error, CompressionError):
+            raise CompressionError(f"stage {stage.label}: {error}") from error
+        raise
+    except RuntimeError as error:
+        if _out_of_memory(error):
+            raise
+        raise CompressionError(f"stage {stage.label}: {error}; try other parameters or another method") from error
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise CompressionError(f"stage {stage.label}: {cause}; try other parameters or another method") from error
+    return result.model, result.notes
+
+
+def _check_finite(model: Any, what: str) -> None:
+    import torch
+
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CompressionError(f"{what} holds NaN or infinite weights in {name}; use another model or strategy")
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turn the CPU allocator's RuntimeError into the MemoryError that it is; CUDA's own error passes."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):
+            raise MemoryError(str(error).splitlines()[0]) from error
+        raise

@@ -1,0 +1,26 @@
+"""What to compress, how and where to: the input of a compression's child process."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from agentic_compression.records import Record, Strategy
+
+__all__ = ["CompressionRequest"]
+
+
+class CompressionRequest(Record):
+    """One strategy to apply to one model."""
+
+    model_path: str = Field(description="folder of the base model, absolute")
+    base_digest: str = Field(description="content digest of the base model's weights and config")
+    strategy: Strategy
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    calibration_path: str | None = Field(default=None, description="JSONL of {text}")
+    calibration_digest: str | None = None
+    calibration_samples: int = Field(default=128, ge=1, description="documents drawn, seeded")
+    calibration_tokens: int = Field(default=256, ge=8, description="a document is cut to this many tokens")
+    checkpoints_root: str = Field(description="folder that holds one checkpoint folder a content key")
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; torch's own choice when None")
+    trust_remote_code: bool = False
