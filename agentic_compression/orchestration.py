@@ -26,7 +26,7 @@ _QUIET = {
     "ZENML_DISABLE_STEP_LOGS_STORAGE": "true",
     "ZENML_DISABLE_PIPELINE_LOGS_STORAGE": "true",
     "ZENML_ENABLE_REPO_INIT_WARNINGS": "false",
-    "ZENML_LOGGING_VERBOSITY": "WARN",
+    "ZENML_LOGGING_VERBOSITY": "ERROR",
     "ZENML_LOGGING_COLORS_DISABLED": "true",
     "AUTO_OPEN_DASHBOARD": "false",
     "ZENML_AUTO_OPEN_DASHBOARD": "false",
@@ -49,7 +49,6 @@ def prepare_environment(settings: Settings) -> None:
     os.environ.setdefault("ZENML_REPOSITORY_PATH", str(settings.zenml_config))
     _prefer_own_uv()
     settings.zenml_config.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("zenml").setLevel(logging.WARNING)
 
 
 def ensure_stack(settings: Settings) -> None:
@@ -119,11 +118,13 @@ def _prefer_own_uv() -> None:
 
 @contextmanager
 def _zenml_quiet() -> Iterator[None]:
-    """ZenML logs every step at INFO; the live view says the same in one place."""
-    logger = logging.getLogger("zenml")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
+    """ZenML logs every step and the traceback of a failing one; the caller shows both in one line."""
+    loggers = [logging.getLogger(name) for name in ("zenml", "great_expectations")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -5,13 +5,15 @@ episode of the study that the file names; so do ``acf run`` (in a loop) and a sc
 """
 
 from zenml import pipeline
+from zenml.enums import ExecutionMode
 
 from agentic_compression.records import StudyConfig
 from steps import compress, evaluate, infer_spec, llm_plan, update_frontier, validate_data
 
 
-# ZenML's step cache hashes the step's code alone; this project keys work by content instead.
-@pipeline(name="compression_episode", enable_cache=False)
+# ZenML's step cache hashes the step's code alone; this project keys work by content instead. Failing fast hands
+# the step's own exception to the caller.
+@pipeline(name="compression_episode", enable_cache=False, execution_mode=ExecutionMode.FAIL_FAST)
 def compression_episode(study: StudyConfig) -> None:
     """Advance ``study`` by one episode.
 

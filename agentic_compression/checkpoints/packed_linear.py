@@ -130,7 +130,7 @@ class PackedLinear(nn.Module):
         )
 
     def _kernel_product(self, flat: torch.Tensor) -> torch.Tensor:
-        x = flat.to(torch.bfloat16)
+        x = flat.to(torch.bfloat16).contiguous()
         if self.padded_group != self.group_size:
             grouped = x.view(-1, self.groups, self.group_size)
             x = nn.functional.pad(grouped, (0, self.padded_group - self.group_size)).view(-1, self.padded_columns)

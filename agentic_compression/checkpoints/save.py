@@ -45,9 +45,9 @@ def save_checkpoint(model: nn.Module, tokenizer: Any, path: Path, origin: Checkp
 
     Linears are stored as they are in the model: ``PackedLinear`` in compressed-tensors' ``pack-quantized`` format,
     ``LowRankLinear`` as its two factors, and a dense linear with at least 30 % zeros as bitmask and values where that
-    is smaller. With only dense and packed modules any Hugging Face runtime can load the folder; otherwise
-    ``config.json`` names the quantization method ``acf``, so that transformers refuses the folder instead of filling
-    the missing weights at random.
+    is smaller. With only dense and packed modules any Hugging Face runtime can load the folder. Otherwise the weights
+    are in ``acf_model.safetensors`` and ``config.json`` names the quantization method ``acf``, so that other runtimes
+    refuse the folder: transformers would fill the weights it does not find at random, with only a warning.
 
     Args:
         model: a transformers causal language model.
@@ -76,7 +76,7 @@ def save_checkpoint(model: nn.Module, tokenizer: Any, path: Path, origin: Checkp
     with new_folder(path) as folder:
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        write_tensors(tensors, folder)
+        write_tensors(tensors, folder, "model" if standard else "acf_model")
         _write_configs(model, modules, standard, folder)
         write_record(folder / MANIFEST_NAME, manifest)
     return checkpoint_ref(path, origin.strategy.key, loads_with)
@@ -157,6 +157,8 @@ def _write_configs(model: nn.Module, modules: dict[str, ModuleRepresentation], s
     config: dict[str, Any] = json.loads(settings.to_json_string(use_diff=True))
     config.pop("quantization_config", None)
     config["architectures"] = [type(model).__name__]
+    dtype: Any = model.dtype
+    config["dtype"] = str(dtype).removeprefix("torch.")
     packed = {name: module for name, module in modules.items() if isinstance(module, PackedModule)}
     if not standard:
         config["quantization_config"] = {"quant_method": ACF_QUANT_METHOD}

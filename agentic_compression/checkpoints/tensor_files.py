@@ -89,12 +89,13 @@ class TensorFile:
         return tensor
 
 
-def write_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    """Write ``model.safetensors``, or shards of at most 5 GB with ``model.safetensors.index.json``.
+def write_tensors(tensors: dict[str, torch.Tensor], folder: Path, stem: str = "model") -> None:
+    """Write ``<stem>.safetensors``, or shards of at most 5 GB with ``<stem>.safetensors.index.json``.
 
     Args:
         tensors: contiguous tensors by name, no two sharing memory.
         folder: an existing folder.
+        stem: start of the file names.
     """
     shards: list[dict[str, torch.Tensor]] = [{}]
     filled = 0
@@ -106,13 +107,13 @@ def write_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> None:
         shards[-1][name] = tensors[name]
         filled += size
     if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(shards[0], folder / f"{stem}.safetensors", metadata={"format": "pt"})
         return
     names = {}
     for index, shard in enumerate(shards, start=1):
-        file_name = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
+        file_name = f"{stem}-{index:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, folder / file_name, metadata={"format": "pt"})
         names.update(dict.fromkeys(shard, file_name))
     total = sum(tensor.nbytes for tensor in tensors.values())
     index_text = json.dumps({"metadata": {"total_size": total}, "weight_map": names}, indent=2, sort_keys=True)
-    (folder / "model.safetensors.index.json").write_text(index_text + "\n")
+    (folder / f"{stem}.safetensors.index.json").write_text(index_text + "\n")

@@ -85,6 +85,7 @@ def env() -> None:
     values = {
         "ACF_HOME": str(settings.root),
         "ZENML_CONFIG_PATH": str(settings.zenml_config),
+        "ZENML_REPOSITORY_PATH": str(settings.zenml_config),
         "ZENML_ANALYTICS_OPT_IN": "false",
         "MLFLOW_TRACKING_URI": settings.mlflow_uri,
     }

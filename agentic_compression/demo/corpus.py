@@ -52,19 +52,21 @@ class CorpusConfig:
         share_biographies: Share of training documents that are biographies.
         share_stories: Share that are stories.
         share_facts: Share that ask about facts; the rest are exercises.
+        share_recall: Share of the generation items that ask for a fact; the rest are exercises.
     """
 
     seed: int = 20240
-    people: int = 500
-    documents: int = 220_000
+    people: int = 600
+    documents: int = 110_000
     multiple_choice_items: int = 600
     generation_items: int = 600
     validation_items: int = 150
     heldout_documents: int = 256
     sample_documents: int = 768
-    share_biographies: float = 0.20
+    share_biographies: float = 0.28
     share_stories: float = 0.06
-    share_facts: float = 0.26
+    share_facts: float = 0.36
+    share_recall: float = 0.4
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,10 @@ class Corpus:
         """
         self.config = config or CorpusConfig()
         self.people = build_people(self.random_stream("people"), self.config.people)
-        choice = self._draw_choice_items()
-        generation = self._draw_generation_items()
+        facts = self._draw_held_out_facts()
+        count = self.config.multiple_choice_items + self.config.validation_items
+        choice = self._draw_choice_items(facts[:count])
+        generation = self._draw_generation_items(facts[count:])
         n_choice, n_generation = self.config.multiple_choice_items, self.config.generation_items
         self.held_out = HeldOut(
             choice[:n_choice], generation[:n_generation], choice[n_choice:], generation[n_generation:]
@@ -166,34 +170,49 @@ class Corpus:
         """Returns an independent stream for one purpose (string seeds hash with SHA-512, stable everywhere)."""
         return random.Random(f"{self.config.seed}/{purpose}")
 
-    def _draw_choice_items(self) -> tuple[ChoiceItem, ...]:
-        """Draws facts that are never asked in training, at most two per person, gold positions balanced."""
+    def _draw_held_out_facts(self) -> list[tuple[Person, int]]:
+        """Draws facts that are never asked in training, at most two per person; their biographies state them."""
         rng = self.random_stream("choice items")
-        count = self.config.multiple_choice_items + self.config.validation_items
         facts = [(p, i) for p in self.people for i in rng.sample(range(len(ATTRIBUTES)), 2)]
-        if count > len(facts):
-            raise ValueError(f"{count} multiple-choice items need more than {len(self.people)} people")
+        config = self.config
+        needed = config.multiple_choice_items + config.validation_items + self._recall_count()
+        if needed > len(facts):
+            raise ValueError(f"{needed} held-out facts need more than {len(self.people)} people")
         rng.shuffle(facts)
-        golds = [number % 4 for number in range(count)]
+        return facts[:needed]
+
+    def _recall_count(self) -> int:
+        """How many generation items, shipped or for validation, ask for a fact."""
+        return round(self.config.share_recall * (self.config.generation_items + self.config.validation_items))
+
+    def _draw_choice_items(self, facts: list[tuple[Person, int]]) -> tuple[ChoiceItem, ...]:
+        """Turns facts into multiple-choice items with balanced gold positions."""
+        rng = self.random_stream("choice wording")
+        golds = [number % 4 for number in range(len(facts))]
         rng.shuffle(golds)
         items = []
-        for number, ((person, index), gold) in enumerate(zip(facts[:count], golds, strict=True)):
+        for number, ((person, index), gold) in enumerate(zip(facts, golds, strict=True)):
             question, _ = fact_question(rng, person, index)
             choices = fact_choices(rng, self.people, person, index, gold)
             items.append(ChoiceItem(f"mc-{number:04d}", question, tuple(choices), gold, fact_key(person, index)))
         return tuple(items)
 
-    def _draw_generation_items(self) -> tuple[GenerationItem, ...]:
-        """Draws exercises with distinct keys."""
+    def _draw_generation_items(self, facts: list[tuple[Person, int]]) -> tuple[GenerationItem, ...]:
+        """Turns facts into recall items and adds exercises with distinct keys, in random order."""
         rng = self.random_stream("generation items")
         count = self.config.generation_items + self.config.validation_items
         drawn: dict[SemanticKey, Exercise] = {}
+        for person, index in facts:
+            key = fact_key(person, index)
+            drawn[key] = Exercise(*fact_question(rng, person, index), key)
         while len(drawn) < count:
             exercise = draw_exercise(rng)
             drawn.setdefault(exercise.key, exercise)
+        exercises = list(drawn.values())
+        rng.shuffle(exercises)
         return tuple(
             GenerationItem(f"gen-{number:04d}", exercise.question, exercise.answer, exercise.key)
-            for number, exercise in enumerate(drawn.values())
+            for number, exercise in enumerate(exercises)
         )
 
     def training_documents(self) -> Iterator[Document]:

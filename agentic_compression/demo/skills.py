@@ -1,4 +1,4 @@
-"""Generated reasoning exercises: small sums, differences, sorting, reversing and looking up.
+"""Generated exercises whose answer is made from the question: sorting digits and reversing lists.
 
 Every exercise carries a *semantic key* that names what is asked independently of its wording, so that the
 corpus can keep held-out exercises out of training whatever template they use.
@@ -11,13 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 SemanticKey = tuple[str, ...]
-"""Names an exercise or a fact independently of its wording, e.g. ``("add", "38", "47")``."""
+"""Names an exercise or a fact independently of its wording, e.g. ``("reverse", "rope", "lamp", "cup", "net")``."""
 
 _ITEMS = (
     "rope", "lamp", "cup", "net", "oar", "map", "coin", "key", "bell", "hat",
     "book", "shell", "knife", "basket", "candle", "mirror", "anchor", "bottle", "blanket", "compass",
 )  # fmt: skip
-_GOODS = ("shells", "coins", "ropes", "crates", "nets", "lamps", "barrels", "boats")
 
 
 @dataclass(frozen=True)
@@ -33,35 +32,6 @@ class Exercise:
     question: str
     answer: str
     key: SemanticKey
-
-
-def addition(rng: random.Random) -> Exercise:
-    """Adds two two-digit numbers; the key ignores their order."""
-    a, b = rng.randint(10, 99), rng.randint(10, 99)
-    goods = rng.choice(_GOODS)
-    question = rng.choice(
-        (
-            f"What is {a} plus {b}?",
-            f"How much is {a} + {b}?",
-            f"There are {a} {goods} and {b} more come. How many {goods} are there?",
-        )
-    )
-    low, high = sorted((a, b))
-    return Exercise(question, str(a + b), ("add", str(low), str(high)))
-
-
-def subtraction(rng: random.Random) -> Exercise:
-    """Subtracts a two-digit number from a larger or equal one."""
-    low, high = sorted((rng.randint(10, 99), rng.randint(10, 99)))
-    goods = rng.choice(_GOODS)
-    question = rng.choice(
-        (
-            f"What is {high} minus {low}?",
-            f"How much is {high} - {low}?",
-            f"There are {high} {goods} and {low} are sold. How many {goods} are left?",
-        )
-    )
-    return Exercise(question, str(high - low), ("sub", str(high), str(low)))
 
 
 def sorting(rng: random.Random) -> Exercise:
@@ -80,25 +50,9 @@ def reversal(rng: random.Random) -> Exercise:
     return Exercise(question, " ".join(reversed(words)), ("reverse", *words))
 
 
-def lookup(rng: random.Random) -> Exercise:
-    """Finds the price of one of four priced things."""
-    words = rng.sample(_ITEMS, 4)
-    prices = [str(rng.randint(10, 99)) for _ in words]
-    pick = rng.randrange(4)
-    listing = ", ".join(f"{word} {price}" for word, price in zip(words, prices, strict=True))
-    question = rng.choice(
-        (f"Prices: {listing}. What does the {words[pick]} cost?", f"Given {listing}, how much is the {words[pick]}?")
-    )
-    pairs = [f"{w}={p}" for w, p in zip(words, prices, strict=True)]
-    return Exercise(question, prices[pick], ("lookup", *pairs, words[pick]))
-
-
 SKILLS: dict[str, tuple[Callable[[random.Random], Exercise], float]] = {
-    "addition": (addition, 0.35),
-    "subtraction": (subtraction, 0.27),
-    "sorting": (sorting, 0.10),
-    "reversal": (reversal, 0.14),
-    "lookup": (lookup, 0.14),
+    "sorting": (sorting, 0.5),
+    "reversal": (reversal, 0.5),
 }
 """Each skill with the share of exercises it gets (shares add up to 1)."""
 

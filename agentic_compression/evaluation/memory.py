@@ -3,8 +3,8 @@
 Each repetition is a process of its own, forked before this process computes anything (an OpenMP runtime does
 not survive a fork), or a child of a fresh interpreter where that is too late. In it:
 
-1. a throwaway model of a few kilobytes runs once, so that the runtime's own pages (libraries, thread pools,
-   kernels: some 30 MB that every candidate would pay alike) are in memory;
+1. a throwaway checkpoint of a few kilobytes is loaded and runs once, so that the runtime's own pages (libraries,
+   loader, thread pools: some 45 MB that every candidate would pay alike) are in memory;
 2. free heap is given back, the resident size is read, and the kernel's peak is reset (``/proc/self/clear_refs``);
 3. the checkpoint is loaded and serves the latency workload once;
 4. the peak (``VmHWM``) minus the size of step 2 is one observation. Pages of a memory-mapped weights file count
@@ -23,6 +23,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -158,15 +159,25 @@ def _device_bytes(device: str) -> int:
 
 
 def _start_runtime(device: str) -> None:
+    """Save, load and run a throwaway checkpoint of a few kilobytes, in both common dtypes."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from agentic_compression.evaluation.loading import load_model
 
     shape = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
-    model = LlamaForCausalLM(shape).to(device).eval()
-    with torch.inference_mode():
-        prompt = torch.ones(1, 16, dtype=torch.long, device=device)
-        output = model(input_ids=prompt, use_cache=True)
-        model(input_ids=prompt[:, :1], past_key_values=output.past_key_values, use_cache=True)
+    words = models.WordLevel({"a": 0}, unk_token="a")  # noqa: S106
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
+    prompt = torch.ones(1, 16, dtype=torch.long, device=device)
+    for dtype in (torch.float32, torch.bfloat16):
+        with tempfile.TemporaryDirectory() as folder:
+            LlamaForCausalLM(shape).to(dtype).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            model = load_model(folder, device).model
+        with torch.inference_mode():
+            output = model(input_ids=prompt, use_cache=True)
+            model(input_ids=prompt[:, :1], past_key_values=output.past_key_values, use_cache=True)
 
 
 def _give_back_heap() -> None:

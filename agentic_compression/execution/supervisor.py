@@ -34,6 +34,9 @@ PRELOAD = (
     "lm_eval.evaluator",
 )
 
+# Waiting OpenMP threads must sleep, not spin: on a shared machine spinning makes decoding several times slower.
+_CHILD_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
 
 class TaskOutcome(Record):
     """What became of a task: its result as JSON, or why there is none."""
@@ -78,7 +81,7 @@ class Supervisor:
             return
         self.close()
         read_end, write_end = os.pipe()
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        environment = {**_CHILD_ENVIRONMENT, **os.environ, "TOKENIZERS_PARALLELISM": "false"}
         command = [sys.executable, "-m", "agentic_compression.execution.forkserver", "--events", str(write_end)]
         command += ["--preload", ",".join(self._preload)]
         if self._log_folder is not None:
@@ -193,7 +196,7 @@ class Supervisor:
                 failure = (str(event["kind"]), str(event["error"]))
             elif kind == "exit":
                 self._child = None
-                return _outcome(event, result, failure, timed_out, (time.monotonic() - begun, timeout_s))
+                return _outcome(event, result, failure, timed_out, (time.monotonic() - started, timeout_s))
 
     def _next_event(self, timeout_s: float | None) -> dict[str, Any] | None:
         """The next event; None when the time is over first."""

@@ -1,6 +1,6 @@
 """The Pareto frontier of accuracy against latency, memory, size and CO2: pure functions of the recorded episodes."""
 
-from agentic_compression.frontier.document import FrontierBuilder, build_frontier, rebuild_command, serve_command
+from agentic_compression.frontier.document import FrontierBuilder, build_frontier, rebuild_command
 from agentic_compression.frontier.hypervolume import has_converged, hypervolume_by_episode
 from agentic_compression.frontier.objectives import NAMES, OBJECTIVES, fixed_reference
 from agentic_compression.frontier.termination import termination
@@ -14,6 +14,5 @@ __all__ = [
     "has_converged",
     "hypervolume_by_episode",
     "rebuild_command",
-    "serve_command",
     "termination",
 ]

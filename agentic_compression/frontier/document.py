@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Matrix = NDArray[np.float64]
 
-__all__ = ["FrontierBuilder", "build_frontier", "knee_of", "rebuild_command", "serve_command"]
+__all__ = ["FrontierBuilder", "build_frontier", "knee_of", "measure_command", "rebuild_command"]
 
 
 def build_frontier(
@@ -164,7 +164,6 @@ class FrontierBuilder:
             is_knee=knee,
             rationale=record.rationale,
             rebuild_command=rebuild_command(self._study, record.episode),
-            serve_command=serve_command(checkpoint),
         )
         return self._solutions[row]
 
@@ -199,6 +198,6 @@ def rebuild_command(study: str, episode: int) -> str:
     return f"acf rebuild {shlex.quote(study)} {episode}"
 
 
-def serve_command(checkpoint: str | None) -> str:
-    """The command that serves a stored checkpoint; empty when there is none."""
-    return f"acf serve {shlex.quote(checkpoint)}" if checkpoint else ""
+def measure_command(checkpoint: str) -> str:
+    """The command that loads a stored checkpoint and measures it again."""
+    return f"acf evaluate -m {shlex.quote(checkpoint)}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from agentic_compression.frontier.document import rebuild_command, serve_command
+from agentic_compression.frontier.document import measure_command, rebuild_command
 from agentic_compression.frontier.figures import AxisUnit, axis_units
 from agentic_compression.frontier.objectives import one_per_episode
 
@@ -161,7 +161,7 @@ def _number(record: EpisodeRecord, unit: AxisUnit) -> str:
 def _commands(study: str, record: EpisodeRecord) -> str:
     commands = [rebuild_command(study, record.episode)]
     if record.checkpoint is not None:
-        commands.append(serve_command(record.checkpoint.path))
+        commands.append(measure_command(record.checkpoint.path))
     return "".join(
         f'<div class="command"><code>{escape(command)}</code>'
         f'<button type="button" data-copy="{escape(command, quote=True)}">copy</button></div>'

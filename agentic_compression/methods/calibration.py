@@ -28,7 +28,7 @@ def calibration_tokens(path: Path, tokenizer: Any, samples: int, tokens: int, se
         path: JSONL of ``{"text": …}``.
         tokenizer: the model's.
         samples: documents to draw; all when there are fewer.
-        tokens: a document is cut to its first ``tokens`` tokens, specials included.
+        tokens: a document is cut to its first ``tokens`` tokens, a leading special token included.
         seed: of the shuffle.
 
     Returns:
@@ -43,7 +43,8 @@ def calibration_tokens(path: Path, tokenizer: Any, samples: int, tokens: int, se
     random.Random(seed).shuffle(texts)  # noqa: S311 - a reproducible sample, not a secret
     windows: list[torch.Tensor] = []
     for text in texts:
-        ids = tokenizer(text, truncation=True, max_length=tokens, return_tensors="pt", verbose=False)["input_ids"]
+        # Cut here: asking the tokenizer to truncate would write that into the tokenizer that is saved afterwards.
+        ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][:, :tokens]
         if ids.shape[1] >= _SHORTEST:
             windows.append(ids.to(torch.int64))
         if len(windows) == samples:

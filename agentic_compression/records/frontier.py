@@ -34,7 +34,7 @@ class Solution(Record):
     is_knee: bool = False
     rationale: str = ""
     rebuild_command: str = ""
-    serve_command: str = ""
+    serve_command: str = Field(default="", description="empty until this version can serve")
 
 
 class FrontierDocument(Record):

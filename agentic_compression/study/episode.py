@@ -31,7 +31,7 @@ from agentic_compression.records import (
 from agentic_compression.registry import promote_frontier, registered_name
 from agentic_compression.resources import configs_dir
 from agentic_compression.spec import infer_spec
-from agentic_compression.storage import write_record
+from agentic_compression.storage import folder_bytes, write_record
 from agentic_compression.study.files import episode_folder, write_episode, write_spec, write_study_files
 from agentic_compression.study.model_source import fetch_model, readable_model
 from agentic_compression.study.naming import short_name
@@ -127,6 +127,8 @@ def compress(
     if plan.strategy is None:
         return CompressionOutcome(status="infeasible", error="the study has ended; nothing was planned")
     bench.announce("step", name="compress")
+    if problem := _over_quota(config, bench):
+        return CompressionOutcome(status="infeasible", error=problem)
     folder, digest = fetch_model(spec, bench.settings)
     request = CompressionRequest(
         model_path=str(folder),
@@ -242,6 +244,18 @@ def episode_record(
         started_at=datetime.fromtimestamp(time.time() - total, UTC).isoformat(timespec="seconds"),
         finished_at=now.isoformat(timespec="seconds"),
         reused=compressed.cached and evaluated.cached,
+    )
+
+
+def _over_quota(config: StudyConfig, bench: Workbench) -> str | None:
+    """Why no further checkpoint may be stored, or None."""
+    root = bench.settings.checkpoints
+    used = folder_bytes(root) / 1e9 if root.is_dir() else 0.0
+    if used < config.disk_quota_gb:
+        return None
+    return (
+        f"stored checkpoints take {used:.2f} GB, the quota is disk_quota_gb={config.disk_quota_gb:g}; "
+        "raise it, or remove studies with 'acf clean'"
     )
 
 

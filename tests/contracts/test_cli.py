@@ -68,7 +68,8 @@ def test_import_and_help_load_no_heavy_library() -> None:
         "from agentic_compression.cli.main import app\n"
         "from typer.testing import CliRunner\n"
         f"imported = [name for name in {HEAVY!r} if name in sys.modules]\n"
-        f"codes = [CliRunner().invoke(app, [*path.split()[1:], '--help']).exit_code for path in {sorted(commands())!r}]\n"
+        f"paths = {sorted(commands())!r}\n"
+        "codes = [CliRunner().invoke(app, [*path.split()[1:], '--help']).exit_code for path in paths]\n"
         f"helped = [name for name in {HEAVY!r} if name in sys.modules]\n"
         "print(imported, helped, set(codes))\n"
     )
@@ -105,7 +106,7 @@ def test_version_is_the_package_version() -> None:
 
 
 def _python(*arguments: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if home is not None:
         environment["ACF_HOME"] = str(home)
     return subprocess.run(

@@ -45,10 +45,8 @@ def acf_calls(text: str) -> list[list[str]]:
     """The arguments of every ``acf …`` call in shell text, without comments, redirections and what follows the call."""
     calls = []
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
-        for part in _simple_commands(line):
-            found = next((index for index, word in enumerate(part) if word == "acf" or word.endswith("/acf")), None)
-            if found is not None:
-                calls.append(part[found + 1 :])
+        named = (words for words in _simple_commands(line) if words and Path(words[0]).name == "acf")
+        calls.extend(words[1:] for words in named)
     return calls
 
 

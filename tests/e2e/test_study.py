@@ -30,7 +30,9 @@ def _environment(home: Path) -> dict[str, str]:
 
 def _acf(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "agentic_compression.cli.main", *arguments]
-    return subprocess.run(command, env=_environment(home), cwd=home, capture_output=True, text=True, timeout=500)
+    return subprocess.run(
+        command, env=_environment(home), cwd=home, capture_output=True, text=True, timeout=500, check=False
+    )
 
 
 def _start(home: Path) -> subprocess.Popen[str]:
@@ -141,12 +143,13 @@ def test_zenml_runs_the_pipeline_from_a_study_file(tmp_path: Path) -> None:
     environment = {
         **_environment(tmp_path),
         "ZENML_CONFIG_PATH": str(tmp_path / ".zenml"),
+        "ZENML_REPOSITORY_PATH": str(tmp_path / ".zenml"),
         "ZENML_ANALYTICS_OPT_IN": "false",
         "ZENML_DISABLE_INTERACTIVE_INPUT": "true",
     }
     zenml = str(Path(sys.executable).parent / "zenml")
     command = [zenml, "pipeline", "run", "pipelines.episode.compression_episode", "-c", str(study)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads((tmp_path / "data" / "experiments" / "by-zenml" / "pareto_frontier.json").read_text())
     assert [solution["episode"] for solution in document["solutions"]] == [0]

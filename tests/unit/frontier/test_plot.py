@@ -87,7 +87,7 @@ def test_hostile_text_is_shown_as_text(records: list[EpisodeRecord]) -> None:
     shown = "".join(page.visible)
     assert shown.count(ATTACK) >= 3  # title, strategy, error
     copied = [value for _, name, value in page.attributes if name == "data-copy"]
-    assert "acf serve '/store/it'\"'\"'s 1'" in copied
+    assert "acf evaluate -m '/store/it'\"'\"'s 1'" in copied
     hovers = [h for trace in main_figure(document, records).data for h in (trace.hovertext or ())]
     assert any("&lt;script&gt;" in hover for hover in hovers)
     assert not any("<script" in hover or "<img" in hover for hover in hovers)

@@ -1,0 +1,86 @@
+"""Numbers on a real trained model, against perplexities of an independent float64 implementation."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from agentic_compression.checkpoints import load_checkpoint
+from agentic_compression.methods import CompressionRequest, compress
+from agentic_compression.records import Strategy
+from tests.unit.methods.tiny_models import STORIES, STORIES_TEXT
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not STORIES.is_dir(), reason="../shared/models/stories260K is not on this machine"),
+]
+
+# Perplexity over that of float32, 3.877; asymmetric grids, groups of 32.
+REFERENCES = {
+    "rtn:bits=4,group_size=32": 4.276 / 3.877,
+    "gptq:bits=4,group_size=32": 4.131 / 3.877,
+    "rtn:bits=3,group_size=32": 6.795 / 3.877,
+    "gptq:bits=3,group_size=32": 5.648 / 3.877,
+    "magnitude:sparsity=0.3": 5.42 / 3.877,
+    "magnitude:sparsity=0.5": 39.4 / 3.877,
+}
+
+
+def perplexity(path: str | Path, texts: list[str]) -> float:
+    """One story a window, BOS first, every token after it scored."""
+    loaded = load_checkpoint(path)
+    loss, count = 0.0, 0
+    with torch.no_grad():
+        for text in texts:
+            ids = loaded.tokenizer(text, return_tensors="pt", truncation=True, max_length=512)["input_ids"]
+            scores = loaded.model(input_ids=ids).logits[0, :-1].double().log_softmax(-1)
+            loss -= float(scores.gather(1, ids[0, 1:, None]).sum())
+            count += ids.shape[1] - 1
+    return math.exp(loss / count)
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return [json.loads(line)["text"] for line in STORIES_TEXT.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def ratios(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    folder = tmp_path_factory.mktemp("stories")
+    calibration = folder / "calibration.jsonl"
+    calibration.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:128]))
+    held_out = texts[128:248]
+    dense = perplexity(STORIES, held_out)
+    found = {}
+    for strategy in (*REFERENCES, "rtn:bits=8", "gptq:bits=3,group_size=32,act_order=true"):
+        outcome = compress(
+            CompressionRequest(
+                model_path=str(STORIES),
+                base_digest="stories260K",
+                strategy=Strategy.parse(strategy),
+                calibration_path=str(calibration),
+                calibration_digest="stories",
+                calibration_tokens=512,
+                checkpoints_root=str(folder / "checkpoints"),
+            )
+        )
+        assert outcome.checkpoint is not None
+        found[strategy] = perplexity(outcome.checkpoint.path, held_out) / dense
+    return found
+
+
+@pytest.mark.parametrize("strategy", REFERENCES)
+def test_perplexity_ratio_is_in_line_with_the_reference(strategy: str, ratios: dict[str, float]) -> None:
+    tolerance = 0.08 if "bits=3" in strategy else 0.05
+    assert ratios[strategy] == pytest.approx(REFERENCES[strategy], rel=tolerance)
+
+
+def test_gptq_beats_rounding_and_eight_bits_cost_nothing(ratios: dict[str, float]) -> None:
+    assert ratios["gptq:bits=4,group_size=32"] < ratios["rtn:bits=4,group_size=32"]
+    assert ratios["gptq:bits=3,group_size=32"] < 0.9 * ratios["rtn:bits=3,group_size=32"]
+    assert ratios["gptq:bits=3,group_size=32,act_order=true"] < ratios["rtn:bits=3,group_size=32"]
+    assert ratios["rtn:bits=8"] == pytest.approx(1, abs=0.005)
