@@ -125,21 +125,31 @@ class SearchSpace(Record):
             if method is None:
                 known = ", ".join(method.name for method in self.methods)
                 return f"unknown method {stage.method!r}; known: {known} (see: acf methods)"
-            if not method.available:
-                return f"{method.name} is not available: {method.unavailable_reason}"
-            for name, value in stage.parameters.items():
-                parameter = method.parameter(name)
-                if parameter is None:
-                    known = ", ".join(p.name for p in method.parameters)
-                    return f"{method.name} has no parameter {name!r}; it has: {known}"
-                if problem := parameter.problem_with(value):
-                    return f"{method.name}: {problem}"
-            for earlier in before:
-                if earlier.category not in method.may_follow:
-                    allowed = ", ".join(method.may_follow) or "nothing"
-                    return (
-                        f"{method.name} ({method.category}) cannot follow {earlier.name} ({earlier.category}); "
-                        f"it may follow: {allowed}"
-                    )
+            if problem := _problem_with_stage(method, stage) or _problem_with_order(method, before):
+                return problem
             before.append(method)
         return None
+
+
+def _problem_with_stage(method: MethodDescription, stage: Stage) -> str | None:
+    if not method.available:
+        return f"{method.name} is not available: {method.unavailable_reason}"
+    for name, value in stage.parameters.items():
+        parameter = method.parameter(name)
+        if parameter is None:
+            known = ", ".join(known_parameter.name for known_parameter in method.parameters)
+            return f"{method.name} has no parameter {name!r}; it has: {known}"
+        if problem := parameter.problem_with(value):
+            return f"{method.name}: {problem}"
+    return None
+
+
+def _problem_with_order(method: MethodDescription, before: list[MethodDescription]) -> str | None:
+    for earlier in before:
+        if earlier.category not in method.may_follow:
+            allowed = ", ".join(method.may_follow) or "nothing"
+            return (
+                f"{method.name} ({method.category}) cannot follow {earlier.name} ({earlier.category}); "
+                f"it may follow: {allowed}"
+            )
+    return None

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from agentic_compression.records.evaluation import EvaluationSettings, Objectives
 from agentic_compression.records.record import Record
 
-__all__ = ["Constraint", "PLANNERS", "StudyConfig", "TerminationReason"]
+__all__ = ["PLANNERS", "Constraint", "StudyConfig", "TerminationReason"]
 
 PLANNERS = ("auto", "hybrid", "llm", "tpe", "gp", "nsga2", "bandit", "pbt", "random")
 
@@ -30,7 +30,7 @@ _QUANTITIES = ("accuracy_drop", "size_ratio", *Objectives.model_fields)
 
 
 class Constraint(Record):
-    """``accuracy_drop<=0.02``: a bound on an objective, on the drop in accuracy, or on the size ratio to the baseline."""
+    """``accuracy_drop<=0.02``: a bound on an objective, on accuracy's drop or on the size's ratio to the baseline."""
 
     quantity: str
     operator: Literal["<=", ">="]

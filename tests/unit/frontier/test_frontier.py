@@ -254,6 +254,3 @@ def test_solution_says_how_to_rebuild_it_and_promises_no_server() -> None:
     solution = build_frontier("my study", [episode(0, BASELINE_VALUES)]).solutions[0]
     assert solution.rebuild_command == "acf rebuild 'my study' 0"
     assert solution.serve_command == ""
-acf serve '/store/it'"'"'s 0'"""
-    gone = episode(0, BASELINE_VALUES).model_copy(update={"checkpoint": None})
-    assert build_frontier("s", [gone]).solutions[0].serve_command == ""
