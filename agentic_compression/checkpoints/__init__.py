@@ -6,7 +6,7 @@ that says how every compressed module is stored. Importing this package does not
 """
 
 from agentic_compression.checkpoints.folders import checkpoint_ref, new_folder, shipped_files
-from agentic_compression.checkpoints.load import LoadedCheckpoint, load_checkpoint
+from agentic_compression.checkpoints.load import LoadedCheckpoint, load_checkpoint, preload_runtime
 from agentic_compression.checkpoints.manifest import (
     MANIFEST_NAME,
     AppliedStage,
@@ -34,6 +34,7 @@ __all__ = [
     "checkpoint_ref",
     "load_checkpoint",
     "new_folder",
+    "preload_runtime",
     "read_manifest",
     "save_checkpoint",
     "shipped_files",

@@ -157,5 +157,6 @@ def _finish(study: StudyConfig, results: FinalResults, view: Any) -> None:
     view.final(results, get_settings().experiments / study.name)
     if results.termination_reason == "interrupted":
         raise typer.Exit(INTERRUPTED)
-    if not any(solution.meets_constraints and solution.episode > 0 for solution in results.solutions):
+    compressed = any(solution.meets_constraints and solution.episode > 0 for solution in results.solutions)
+    if not compressed and (study.constraints or results.episodes_by_status.get("succeeded", 0) <= 1):
         raise typer.Exit(NO_SOLUTION)

@@ -47,7 +47,8 @@ class Parameter(Record):
         """All values on the grid; None when the range is continuous."""
         if self.kind == "choice":
             return self.choices
-        assert self.low is not None and self.high is not None
+        assert self.low is not None
+        assert self.high is not None
         step = self.step or (1.0 if self.kind == "int" else None)
         if step is None:
             return None
@@ -62,7 +63,8 @@ class Parameter(Record):
         elif isinstance(value, bool) or not isinstance(value, int | float):
             fits = False
         else:
-            assert self.low is not None and self.high is not None
+            assert self.low is not None
+            assert self.high is not None
             whole = self.kind == "float" or float(value).is_integer()
             fits = whole and self.low - 1e-9 <= value <= self.high + 1e-9
         return None if fits else f"{self.name} must be one of {self.allowed}, got {value!r}"

@@ -21,6 +21,7 @@ from agentic_compression.checkpoints import (
     PackedModule,
     load_checkpoint,
     new_folder,
+    preload_runtime,
     read_manifest,
     save_checkpoint,
     shipped_files,
@@ -142,6 +143,14 @@ def test_plain_folder_loads_without_manifest(tmp_path: Path) -> None:
     assert loaded.tokenizer("ab")["input_ids"][0] == 0
     assert torch.equal(logits(loaded.model), logits(tiny_model("tied")))
     assert load_checkpoint(tmp_path / "base", dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_preload_leaves_nothing_to_import_for_loading(tmp_path: Path) -> None:
+    preload_runtime()
+    save_checkpoint(compressed("llama", torch.float32, ("rtn", {})), None, tmp_path / "made", CheckpointOrigin())
+    before = set(sys.modules)
+    load_checkpoint(tmp_path / "made")
+    assert not {name for name in set(sys.modules) - before if name.startswith("agentic_compression")}
 
 
 def test_shipped_files_leave_out_what_the_model_does_not_need(tmp_path: Path) -> None:

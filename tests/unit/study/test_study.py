@@ -1,0 +1,182 @@
+"""The study's loop, files, retention and removal, with scripted work and a history in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agentic_compression import study as domain
+from agentic_compression.errors import AcfError, ConfigurationError
+from agentic_compression.records import (
+    DatasetSpec,
+    DatasetTask,
+    Evaluation,
+    FrontierDocument,
+    ModelSpec,
+    SpecSource,
+    Strategy,
+    StudyConfig,
+)
+from agentic_compression.settings import get_settings
+from agentic_compression.study.loop import run_study
+from agentic_compression.study.removal import remove_study
+from agentic_compression.testing.memory_history import MemoryHistory
+from agentic_compression.testing.records import make_evaluation
+from agentic_compression.testing.scripted_supervisor import ScriptedSupervisor
+
+Script = Callable[[Strategy], Evaluation | str]
+
+
+def _by_bits(strategy: Strategy) -> Evaluation | str:
+    """The fewer bits, the smaller and the less accurate; the baseline has 16."""
+    bits = min((int(stage.parameters.get("bits", 16)) for stage in strategy.stages), default=16)
+    return make_evaluation(accuracy={16: 0.95, 8: 0.95, 4: 0.93, 3: 0.8, 2: 0.3}[bits], size_bytes=bits * 1_000_000)
+
+
+@pytest.fixture
+def config() -> StudyConfig:
+    return StudyConfig(model="demo", dataset="demo", name="scripted", episodes=4)
+
+
+def _bench(script: Script = _by_bits) -> domain.Workbench:
+    return domain.Workbench(get_settings(), MemoryHistory(), ScriptedSupervisor(script))
+
+
+def _spec(home: Path) -> ModelSpec:
+    folder = home / "base"
+    folder.mkdir(exist_ok=True)
+    source = SpecSource(source="local_checkpoint", parameters=10, exact=True)
+    return ModelSpec(
+        model="demo", path=str(folder), digest="b" * 16, parameters=10, bytes_per_parameter=2, dtype="bfloat16",
+        family="llama", size_class="tiny", sources=(source,),
+    )  # fmt: skip
+
+
+def _dataset() -> DatasetSpec:
+    task = DatasetTask(name="t", kind="text", path="/nowhere.jsonl", items=1, digest="t")
+    return DatasetSpec(dataset="demo", name="demo", tasks=(task,), digest="t")
+
+
+def _one_episode(bench: domain.Workbench, home: Path) -> Callable[[StudyConfig], None]:
+    def run_one(config: StudyConfig) -> None:
+        spec, dataset = _spec(home), _dataset()
+        plan = domain.plan_episode(config, spec, bench)
+        compressed = domain.compress(config, spec, dataset, plan, bench)
+        evaluated = domain.evaluate(config, dataset, compressed, bench)
+        domain.update_frontier(config, plan, compressed, evaluated, bench)
+
+    return run_one
+
+
+def _document(home: Path) -> FrontierDocument:
+    path = home / "data" / "experiments" / "scripted" / "pareto_frontier.json"
+    return FrontierDocument.model_validate_json(path.read_text())
+
+
+def test_a_study_runs_to_its_last_episode_and_writes_what_the_history_says(home: Path, config: StudyConfig) -> None:
+    bench = _bench()
+    results = run_study(config, bench, _one_episode(bench, home))
+    assert results.termination_reason == "max_episodes"
+    assert results.episodes_run == 5
+    assert results.episodes_by_status == {"succeeded": 5}
+    assert results.wall_seconds == pytest.approx(5 * 3.0)
+    assert results.energy_kwh == pytest.approx(5 * 3.0 * get_settings().cpu_watts_per_core / 3.6e6)
+    assert isinstance(bench.history, MemoryHistory)
+    assert bench.history.members["scripted"] == {solution.episode for solution in _document(home).solutions}
+    for number in range(5):
+        folder = home / "data" / "experiments" / "scripted" / f"episode_{number:03d}"
+        shown = json.loads((folder / "results.json").read_text())
+        assert shown["is_pareto_optimal"] == (number in bench.history.members["scripted"])
+        assert shown["sample_count"] == 100
+
+
+def test_only_checkpoints_of_the_frontier_stay_on_disk(home: Path, config: StudyConfig) -> None:
+    bench = _bench()
+    run_study(config, bench, _one_episode(bench, home))
+    kept = {Path(item.checkpoint).name for item in _document(home).solutions if item.checkpoint and item.episode}
+    assert {path.name for path in (home / "data" / "artifacts" / "checkpoints").iterdir()} == kept
+    assert (home / "base").is_dir()  # the user's own folder
+
+
+@pytest.mark.parametrize("status", ["oom", "failed", "timed_out", "infeasible"])
+def test_a_strategy_that_fails_is_recorded_and_the_study_goes_on(home: Path, config: StudyConfig, status: str) -> None:
+    bench = _bench(lambda strategy: _by_bits(strategy) if strategy.is_baseline else status)
+    results = run_study(config, bench, _one_episode(bench, home))
+    assert results.episodes_by_status == {status: 4, "succeeded": 1}
+    assert [solution.episode for solution in results.solutions] == [0]
+
+
+def test_an_abandoned_episode_is_carried_out_again_as_it_was_planned(home: Path, config: StudyConfig) -> None:
+    bench = _bench()
+    run_one = _one_episode(bench, home)
+    bench.history.open_study(config)
+    run_one(config)
+    interrupted = domain.plan_episode(config, _spec(home), bench)
+    assert isinstance(bench.history, MemoryHistory)
+    bench.history.abandon(config.name)
+    run_study(config, bench, run_one)
+    records = bench.history.records(config.name)
+    assert [record.episode for record in records] == [0, 1, 2, 3, 4]
+    assert records[1].strategy == interrupted.strategy
+
+
+def test_ctrl_c_ends_the_loop_and_keeps_what_was_finished(home: Path, config: StudyConfig) -> None:
+    bench = _bench()
+    run_one, count = _one_episode(bench, home), 0
+
+    def interrupted(study: StudyConfig) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        run_one(study)
+
+    results = run_study(config, bench, interrupted)
+    assert results.termination_reason == "interrupted"
+    assert results.episodes_run == 2
+
+
+def test_a_run_that_records_nothing_is_an_error_and_not_an_endless_loop(home: Path, config: StudyConfig) -> None:
+    bench = _bench()
+    _one_episode(bench, home)(config)
+    with pytest.raises(AcfError, match="recorded no episode"):
+        run_study(config, bench, lambda study: None)
+
+
+def test_a_full_quota_makes_the_next_strategy_infeasible(home: Path, config: StudyConfig) -> None:
+    bench = _bench()
+    tight = config.model_copy(update={"disk_quota_gb": 1e-9})
+    results = run_study(tight, bench, _one_episode(bench, home))
+    assert results.episodes_by_status["infeasible"] >= 1
+    assert any("disk_quota_gb" in (record.error or "") for record in bench.history.records("scripted"))
+
+
+def test_two_studies_share_a_checkpoint_until_neither_needs_it(home: Path, config: StudyConfig) -> None:
+    first = _bench()
+    run_study(config, first, _one_episode(first, home))
+    second = _bench()
+    other = config.model_copy(update={"name": "other"})
+    run_study(other, second, _one_episode(second, home))
+    shared = {path.name for path in (home / "data" / "artifacts" / "checkpoints").iterdir()}
+    remove_study("scripted", first)
+    assert {path.name for path in (home / "data" / "artifacts" / "checkpoints").iterdir()} == shared
+    removed = remove_study("other", second)
+    assert removed.checkpoints == len(shared)
+    assert not list((home / "data" / "artifacts" / "checkpoints").iterdir())
+    with pytest.raises(ConfigurationError, match="no study"):
+        remove_study("other", second)
+
+
+def test_names_come_from_model_dataset_and_seed() -> None:
+    assert (
+        domain.study_name(StudyConfig(model="org/Model-7B", dataset="/data/my questions.jsonl"))
+        == "Model-7B-my-questions"
+    )
+    assert domain.study_name(StudyConfig(model="demo", dataset="gsm8k,arc", seed=3)) == "demo-gsm8k-arc-seed3"
+    assert (
+        domain.study_name(StudyConfig(model="models:/demo--demo@champion", dataset="demo"))
+        == "demo--demo-champion-demo"
+    )
