@@ -34,6 +34,7 @@ from agentic_compression.demo import corpus as corpus_module
 from agentic_compression.demo import scoring
 from agentic_compression.demo.corpus import Corpus, CorpusConfig
 from agentic_compression.demo.muon import Muon
+from agentic_compression.demo.outliers import spread_channels
 from agentic_compression.demo.packing import IGNORED, PackedRows, pack
 from agentic_compression.demo.tokenizer import train_tokenizer
 
@@ -61,6 +62,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="for the blocks' matrices")
     parser.add_argument("--weight-decay", type=float, default=0.02)
     parser.add_argument("--prompt-weight", type=float, default=0.3, help="loss weight of question tokens")
+    parser.add_argument(
+        "--outlier-spread", type=float, default=0.6, help="log-normal spread of the channels (see demo/outliers.py)"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--fresh", action="store_true", help="ignore an existing checkpoint")
     return parser.parse_args()
@@ -167,7 +171,7 @@ class Trainer:
         self.autocast = torch.cpu._is_avx512_bf16_supported()
         self.steps: int = arguments.steps or len(rows.ids) // arguments.batch_rows
         self.checkpoint: Path = arguments.work / "checkpoint.pt"
-        ignored = {"output", "work", "threads", "fresh"}
+        ignored = {"output", "work", "threads", "fresh", "outlier_spread"}
         self.identity = json.dumps({k: v for k, v in vars(arguments).items() if k not in ignored}, sort_keys=True)
         if self.checkpoint.exists() and not arguments.fresh:
             self._resume()
@@ -298,11 +302,12 @@ def validation_report(model: Any, tokenizer: Any, corpus: Corpus) -> dict[str, f
     return report
 
 
-def write_model(model: LlamaForCausalLM, tokenizer: Any, folder: Path) -> None:
-    """Writes bfloat16 weights, configuration and tokenizer in the Hugging Face layout."""
+def write_model(model: LlamaForCausalLM, tokenizer: Any, folder: Path, arguments: argparse.Namespace) -> None:
+    """Writes bfloat16 weights with outlier channels, configuration and tokenizer in the Hugging Face layout."""
     folder.mkdir(parents=True, exist_ok=True)
     exported = LlamaForCausalLM(model.config)
     exported.load_state_dict(model.state_dict())
+    spread_channels(exported, arguments.outlier_spread, arguments.seed)
     exported.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder, save_jinja_files=False)
     path = folder / "tokenizer_config.json"
@@ -347,7 +352,7 @@ def main() -> None:
     corpus_module.write_package_data(corpus, documents, output / "data")
     staged = arguments.work / "model"
     shutil.rmtree(staged, ignore_errors=True)
-    write_model(trainer.model, tokenizer, staged)
+    write_model(trainer.model, tokenizer, staged, arguments)
     reports = final_report(staged, output / "data")
     (output / "model").mkdir(parents=True, exist_ok=True)
     for file in sorted(staged.iterdir()):

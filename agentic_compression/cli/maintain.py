@@ -53,9 +53,10 @@ def clean(
     if study is None and not caches:
         raise ConfigurationError("name a study to remove, or give --caches")
     if caches and (yes or typer.confirm("Remove stored evaluations and converted datasets?", err=True)):
-        for folder in (settings.artifacts / "evaluations", settings.artifacts / "datasets"):
+        unfinished = settings.checkpoints.glob(".*.partial")  # left by a process that was killed while it wrote
+        for folder in (settings.artifacts / "evaluations", settings.artifacts / "datasets", *unfinished):
             shutil.rmtree(folder, ignore_errors=True)
-        typer.echo("removed stored evaluations and converted datasets; they are made again when needed")
+        typer.echo("removed stored evaluations, converted datasets and unfinished checkpoints; made again when needed")
     if study is None:
         return
     if not yes and not typer.confirm(f"Remove study {study} with all its episodes?", err=True):
