@@ -43,11 +43,12 @@ def spec(
 
 def print_spec(spec: ModelSpec) -> None:
     """A table of the specification and one of memory needs."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
+    from agentic_compression.cli.live import wide_console
+
+    console = wide_console()
     table = Table("fact", "value", title=escape(spec.model), title_justify="left")
     hidden = {"model", "memory", "sources", "warnings", "bytes_by_dtype"}
     for field, value in spec.model_dump(exclude=hidden, exclude_none=True).items():
@@ -78,10 +79,10 @@ def methods(
 
       acf methods gptq
     """
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from agentic_compression.cli.live import wide_console
     from agentic_compression.methods import describe_methods
 
     known = describe_methods()
@@ -94,7 +95,7 @@ def methods(
     if as_json:
         typer.echo(json.dumps([method.model_dump(mode="json") for method in known], indent=2))
         return
-    console = Console()
+    console = wide_console()
     table = Table("method", "category", "what it does", "available")
     for method in known:
         state = "yes" if method.available else f"no: {method.unavailable_reason}"
@@ -141,14 +142,13 @@ def analyze(
     _show(folder, as_json)
     if as_json:
         return
-    from rich.console import Console
-
+    from agentic_compression.cli.live import wide_console
     from agentic_compression.records import FinalResults
 
     results = FinalResults.model_validate_json((folder / "final_results.json").read_text())
     counts = ", ".join(f"{number} {status}" for status, number in results.episodes_by_status.items())
     trend = " → ".join(f"{value:.4f}" for value in results.hypervolume_by_episode)
-    console = Console()
+    console = wide_console()
     console.print(f"{results.model} on {results.dataset}, planner {results.planner}, seed {results.seed}")
     console.print(f"{results.episodes_run} episodes ({counts}); ended by {results.termination_reason}")
     console.print(f"hypervolume by episode: {trend}")
@@ -160,15 +160,13 @@ def analyze(
 
 
 def _show(folder: Path, as_json: bool) -> None:
-    from rich.console import Console
-
-    from agentic_compression.cli.live import frontier_table
+    from agentic_compression.cli.live import frontier_table, wide_console
 
     text = _read(folder, "pareto_frontier.json")
     if as_json:
         typer.echo(text)
         return
-    Console().print(frontier_table(_document(text), None))
+    wide_console().print(frontier_table(_document(text), None))
 
 
 def _document(text: str) -> FrontierDocument:

@@ -14,13 +14,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from agentic_compression.records import Strategy
+
 if TYPE_CHECKING:
     from agentic_compression.records import EpisodeRecord, FinalResults, FrontierDocument, StudyConfig
     from agentic_compression.study import Workbench
 
-__all__ = ["LiveView", "frontier_table"]
+__all__ = ["LiveView", "brief", "frontier_table", "wide_console"]
 
 _SHOWN = 12
+_PIPE_WIDTH = 160
 
 
 class LiveView:
@@ -29,7 +32,7 @@ class LiveView:
     def __init__(self, study: StudyConfig, *, detailed: bool, quiet: bool = False) -> None:
         self.study = study
         self._detailed = detailed
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = wide_console(stderr=True, quiet=quiet)
         self._records: list[EpisodeRecord] = []
         self._document: FrontierDocument | None = None
         self._begun = time.monotonic()
@@ -98,7 +101,7 @@ class LiveView:
             self._document = facts["document"]
 
     def _announce_plan(self, plan: Any) -> None:
-        label = plan.strategy.label if plan.strategy else f"end: {plan.end}"
+        label = brief(plan.strategy.label) if plan.strategy else f"end: {plan.end}"
         self._console.print(f"[bold]episode {plan.episode}[/] {escape(label)}", highlight=False)
         if self._detailed and plan.rationale:
             self._console.print(f"  [dim]{escape(plan.rationale)}[/]", highlight=False)
@@ -145,7 +148,7 @@ def frontier_table(document: FrontierDocument, reason: str | None) -> Table:
         low, high = solution.intervals.get("accuracy", (goals.accuracy, goals.accuracy))
         table.add_row(
             f"{solution.episode}{' ◆' if solution.is_knee else ''}",
-            escape(solution.strategy),
+            escape(brief(solution.strategy)),
             f"{goals.accuracy:.3f} [{low:.3f}, {high:.3f}]",
             f"{goals.latency_ms:.1f}",
             f"{goals.memory_gb * 1000:.1f}",
@@ -155,6 +158,20 @@ def frontier_table(document: FrontierDocument, reason: str | None) -> Table:
             style=None if solution.meets_constraints else "dim",
         )
     return table
+
+
+def wide_console(**options: Any) -> Console:
+    """A console that does not squeeze tables into 80 columns when the output is a file or a pipe."""
+    console = Console(**options)
+    return console if console.is_terminal else Console(width=max(console.width, _PIPE_WIDTH), **options)
+
+
+def brief(label: str) -> str:
+    """A strategy's label without the parameters that have their default."""
+    from agentic_compression.methods import search_space
+
+    strategy = Strategy.parse(label)
+    return search_space(len(strategy.stages) or 1).brief(strategy)
 
 
 def _first(solutions: Sequence[Any]) -> Sequence[Any]:

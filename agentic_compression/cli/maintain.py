@@ -20,9 +20,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON on s
 
       acf doctor --json
     """
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from agentic_compression.cli.live import wide_console
 
     facts = _facts()
     if as_json:
@@ -31,7 +32,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON on s
     table = Table("what", "found")
     for key, value in facts.items():
         table.add_row(key, escape(value if isinstance(value, str) else json.dumps(value)))
-    Console().print(table)
+    wide_console().print(table)
 
 
 def clean(

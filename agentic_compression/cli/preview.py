@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from agentic_compression.cli.live import wide_console
 
 if TYPE_CHECKING:
     from agentic_compression.records import StudyConfig
@@ -20,7 +21,7 @@ def preview(study: StudyConfig) -> None:
     from agentic_compression.planning import seed_strategies, select_planner
     from agentic_compression.settings import get_settings
 
-    console = Console()
+    console = wide_console()
     settings = get_settings()
     space = search_space(study.max_stages)
     _, note = select_planner(study.planner, settings.openai_api_key is not None)

@@ -30,10 +30,10 @@ def list_registered(
 
       acf registry list demo--demo --json
     """
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from agentic_compression.cli.live import brief, wide_console
     from agentic_compression.registry import list_versions
     from agentic_compression.settings import get_settings
     from agentic_compression.tracking import open_client
@@ -42,7 +42,7 @@ def list_registered(
     if as_json:
         typer.echo(json.dumps([version.model_dump(mode="json") for version in versions], indent=2))
         return
-    console = Console()
+    console = wide_console()
     if not versions:
         console.print("no registered versions yet; 'acf run' registers the members of each frontier")
         return
@@ -53,7 +53,7 @@ def list_registered(
             version.model,
             version.version,
             ", ".join(version.aliases),
-            escape(version.strategy),
+            escape(brief(version.strategy)),
             f"{goals.get('accuracy', float('nan')):.3f}",
             f"{goals.get('latency_ms', float('nan')):.1f}",
             f"{goals.get('model_size_gb', float('nan')) * 1000:.2f}",

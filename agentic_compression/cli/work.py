@@ -115,10 +115,11 @@ def rebuild(
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """Objectives with their intervals, task scores, and how they were measured."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from agentic_compression.cli.live import wide_console
+
+    console = wide_console()
     table = Table("objective", "value", "95 % interval")
     for name, value in evaluation.objectives.model_dump().items():
         low, high = evaluation.intervals[name]

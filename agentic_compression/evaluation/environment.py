@@ -54,8 +54,12 @@ def usable_cores() -> int:
 
 
 def resolve_threads(settings: EvaluationSettings) -> int:
-    """``settings.threads``, or every usable core."""
-    return settings.threads or usable_cores()
+    """``settings.threads``, or every usable core but one.
+
+    The spare core takes what else runs: with as many threads as cores, whichever thread shares its core makes the
+    others wait at every parallel call, and a small model's latency triples.
+    """
+    return settings.threads or max(1, usable_cores() - 1)
 
 
 @cache

@@ -83,7 +83,7 @@ class EvaluationSettings(Record):
     warmup_runs: int = Field(default=3, ge=1)
     runs: int = Field(default=12, ge=3)
     perplexity_tokens: int = Field(default=20_000, ge=256, description="held-out tokens scored for perplexity")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads; all usable cores when None")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; all usable cores but one when None")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     seed: int = 0
 

@@ -117,6 +117,16 @@ class SearchSpace(Record):
             stages.append(Stage(method=stage.method, parameters={**defaults, **stage.parameters}))
         return Strategy(stages=tuple(stages), name=strategy.name)
 
+    def brief(self, strategy: Strategy) -> str:
+        """The label without parameters that have their default: ``gptq:bits=3`` for people's eyes."""
+        stages = []
+        for stage in strategy.stages:
+            method = self.method(stage.method)
+            defaults = {p.name: p.default for p in method.parameters} if method else {}
+            shown = {name: value for name, value in stage.parameters.items() if defaults.get(name, ...) != value}
+            stages.append(Stage(method=stage.method, parameters=shown))
+        return Strategy(stages=tuple(stages)).label
+
     def problem_with(self, strategy: Strategy) -> str | None:
         """Why this strategy is refused (unknown method or parameter, value, order), or None."""
         if len(strategy.stages) > self.max_stages:

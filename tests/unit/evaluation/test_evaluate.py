@@ -188,7 +188,7 @@ def test_environment_names_device_threads_and_versions() -> None:
     assert {"torch", "transformers", "lm-eval"} <= set(environment.packages)
     assert environment.memory_total_gb > 0.1
     assert resolve_threads(EvaluationSettings(threads=3)) == 3
-    assert resolve_threads(EvaluationSettings()) == environment.cores
+    assert resolve_threads(EvaluationSettings()) == max(1, environment.cores - 1)
 
 
 def test_a_missing_gpu_is_said_so() -> None:
