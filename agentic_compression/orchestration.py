@@ -119,12 +119,10 @@ def _prefer_own_uv() -> None:
 @contextmanager
 def _zenml_quiet() -> Iterator[None]:
     """ZenML logs every step and the traceback of a failing one; the caller shows both in one line."""
-    loggers = [logging.getLogger(name) for name in ("zenml", "great_expectations")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    logger = logging.getLogger("zenml")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        logger.setLevel(before)

@@ -133,7 +133,8 @@ def _validate(gx: Any, frame: _Frame) -> list[ValidationCheck]:
     import pandas
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
+    # It sets its own level to INFO and tells of a temporary folder at every context.
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     batch = (

@@ -159,25 +159,56 @@ def _device_bytes(device: str) -> int:
 
 
 def _start_runtime(device: str) -> None:
-    """Save, load and run a throwaway checkpoint of a few kilobytes, in both common dtypes."""
+    """Save, load and run throwaway checkpoints, dense in both common dtypes and packed at both code widths.
+
+    What a candidate loads by another code path (packed layers, low-rank ones) must not count against it.
+    """
     import torch
     from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    from agentic_compression.checkpoints import CheckpointOrigin, preload_runtime, save_checkpoint
     from agentic_compression.evaluation.loading import load_model
 
-    shape = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
+    preload_runtime()
+    shape = LlamaConfig(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=1, num_attention_heads=2, vocab_size=64
+    )
     words = models.WordLevel({"a": 0}, unk_token="a")  # noqa: S106
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
-    prompt = torch.ones(1, 16, dtype=torch.long, device=device)
-    for dtype in (torch.float32, torch.bfloat16):
+    prompt = torch.ones(1, 160, dtype=torch.long, device=device)
+    for dtype, bits in ((torch.float32, 0), (torch.bfloat16, 0), (torch.bfloat16, 4), (torch.bfloat16, 8)):
+        throwaway = LlamaForCausalLM(shape).to(dtype)
+        if bits:
+            _pack_linears(throwaway, bits)
         with tempfile.TemporaryDirectory() as folder:
-            LlamaForCausalLM(shape).to(dtype).save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            model = load_model(folder, device).model
+            path = Path(folder) / "throwaway"
+            save_checkpoint(throwaway, tokenizer, path, CheckpointOrigin())
+            model = load_model(str(path), device).model
         with torch.inference_mode():
-            output = model(input_ids=prompt, use_cache=True)
+            model(input_ids=prompt, use_cache=False)  # many rows at once take another path in packed layers
+            output = model(input_ids=prompt[:, :16], use_cache=True)
             model(input_ids=prompt[:, :1], past_key_values=output.past_key_values, use_cache=True)
+
+
+def _pack_linears(model: Any, bits: int) -> None:
+    """Replace every linear layer of the blocks by a packed one with random codes."""
+    import torch
+    from torch import nn
+
+    from agentic_compression.checkpoints.packed_linear import PackedLinear
+    from agentic_compression.checkpoints.quantized import QuantizedTensor
+
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
+    for layer in model.model.layers:
+        for parent in (layer.self_attn, layer.mlp):
+            for name, module in list(parent.named_children()):
+                if isinstance(module, nn.Linear):
+                    groups = module.in_features // 64
+                    codes = torch.randint(low, high, module.weight.shape).to(torch.int8)
+                    scale = torch.full((module.out_features, groups), 0.01, dtype=torch.bfloat16)
+                    zero = torch.zeros((module.out_features, groups), dtype=torch.int8)
+                    setattr(parent, name, PackedLinear(QuantizedTensor(codes, scale, zero, bits)))
 
 
 def _give_back_heap() -> None:

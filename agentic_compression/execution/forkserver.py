@@ -39,6 +39,7 @@ def main() -> None:
         _import_quietly(module)
     _send(arguments.events, {"event": "ready"})
     _serve(arguments.events)
+    os._exit(0)  # tearing down an interpreter with torch loaded takes seconds
 
 
 def _serve(events: int) -> None:

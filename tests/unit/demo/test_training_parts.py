@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from agentic_compression.demo.muon import Muon, orthogonalise
+from agentic_compression.demo.outliers import spread_channels
 from agentic_compression.demo.packing import IGNORED, answer_flags, pack
 
 BOS, EOS, OPENING, SEPARATOR = 0, 1, [7, 8], 9
@@ -57,3 +58,28 @@ def test_muon_lowers_a_quadratic() -> None:
         weight.square().sum().backward()
         optimizer.step()
     assert float(weight.detach().square().sum()) < 0.25 * start
+
+
+def test_spreading_channels_keeps_the_function_and_makes_outliers() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    model = LlamaForCausalLM(config).double().eval()
+    ids = torch.randint(0, 64, (2, 12))
+    with torch.inference_mode():
+        before = model(input_ids=ids).logits
+    largest = model.model.layers[0].self_attn.q_proj.weight.abs().max()
+    spread_channels(model, 0.6, seed=1)
+    with torch.inference_mode():
+        after = model(input_ids=ids).logits
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
+    assert model.model.layers[0].self_attn.q_proj.weight.abs().max() > 1.5 * largest
