@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from agentic_compression.errors import ConfigurationError
 from agentic_compression.records import Record
 
-__all__ = ["confined", "digest_of_files", "folder_bytes", "write_atomically", "write_record"]
+__all__ = ["confined", "digest_of_files", "folder_bytes", "read_json_lines", "write_atomically", "write_record"]
 
 _CHUNK = 1 << 20
 
@@ -47,6 +49,18 @@ def digest_of_files(*paths: Path) -> str:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
     return digest.hexdigest()[:16]
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of a JSON-lines file (UTF-8); blank lines are skipped.
+
+    Only a line feed ends a line: ``str.splitlines`` would also cut at U+2028 or U+0085 inside a text.
+
+    Raises:
+        OSError: when it cannot be read.
+        ValueError: when a line is not JSON, or the file is not UTF-8.
+    """
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def folder_bytes(folder: Path) -> int:

@@ -31,7 +31,7 @@ def read_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
     Returns:
         The rows.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:limit]]
 
 

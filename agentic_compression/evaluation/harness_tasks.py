@@ -7,7 +7,6 @@ Rows are handed over in memory (``custom_dataset``): nothing is downloaded and n
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -17,6 +16,7 @@ from typing import Any
 from agentic_compression.errors import ConfigurationError, DatasetError
 from agentic_compression.evaluation.loading import LoadedModel
 from agentic_compression.records import DatasetTask
+from agentic_compression.storage import read_json_lines
 
 __all__ = ["benchmark_folder", "build_harness_task", "read_rows"]
 
@@ -52,8 +52,7 @@ def read_rows(path: str) -> list[dict[str, Any]]:
         DatasetError: when the file is missing, empty or malformed.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line.strip()]
+        rows = read_json_lines(Path(path))
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path} must be a readable JSONL file, got {type(error).__name__}: {error}") from error
     if not rows or not all(isinstance(row, dict) for row in rows):

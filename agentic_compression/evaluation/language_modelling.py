@@ -7,7 +7,6 @@ what follows it, so the padding needs no mask, it is only left out of the sums.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from agentic_compression.evaluation.intervals import bootstrap_ratio
 from agentic_compression.evaluation.loading import LoadedModel
 from agentic_compression.progress import Progress, no_progress
 from agentic_compression.records import Perplexity
+from agentic_compression.storage import read_json_lines
 
 __all__ = ["DocumentScore", "encode_documents", "perplexity_of", "read_texts", "score_documents", "within_budget"]
 
@@ -46,8 +46,7 @@ def read_texts(path: str, *, limit: int | None = None, seed: int = 0) -> dict[st
         DatasetError: when the file cannot be read or holds no text.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line.strip()]
+        rows = read_json_lines(Path(path))
         texts = {str(row.get("id", f"{number:08d}")): str(row["text"]) for number, row in enumerate(rows)}
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise DatasetError(f"{path} must be JSONL with a 'text' field, got {type(error).__name__}: {error}") from error
