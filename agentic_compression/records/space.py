@@ -118,12 +118,17 @@ class SearchSpace(Record):
         return Strategy(stages=tuple(stages), name=strategy.name)
 
     def brief(self, strategy: Strategy) -> str:
-        """The label without parameters that have their default: ``gptq:bits=3`` for people's eyes."""
+        """The label for people's eyes: of each method the first parameter and those that are not at their default."""
         stages = []
         for stage in strategy.stages:
             method = self.method(stage.method)
             defaults = {p.name: p.default for p in method.parameters} if method else {}
-            shown = {name: value for name, value in stage.parameters.items() if defaults.get(name, ...) != value}
+            first = next(iter(defaults), None)
+            shown = {
+                name: value
+                for name, value in stage.parameters.items()
+                if name == first or defaults.get(name, ...) != value
+            }
             stages.append(Stage(method=stage.method, parameters=shown))
         return Strategy(stages=tuple(stages)).label
 

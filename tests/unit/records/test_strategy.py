@@ -127,3 +127,9 @@ def test_constraints_refuse_what_they_cannot_read(text: str) -> None:
 def test_study_names_cannot_leave_their_folder(name: str) -> None:
     with pytest.raises(ValueError, match="name"):
         StudyConfig(model="demo", dataset="demo", name=name)
+
+
+def test_brief_keeps_the_first_parameter_and_what_is_not_default() -> None:
+    full = SPACE.complete(Strategy.parse("prune | rtn:damp=0.3"))
+    assert SPACE.brief(full) == "prune | rtn:bits=4,damp=0.3"
+    assert SPACE.brief(SPACE.complete(Strategy.parse("rtn"))) == "rtn:bits=4"
