@@ -41,14 +41,14 @@ def spec(
         print_spec(found)
 
 
-def print_spec(spec: ModelSpec) -> None:
+def print_spec(spec: ModelSpec, *, to_stderr: bool = False) -> None:
     """A table of the specification and one of memory needs."""
     from rich.markup import escape
     from rich.table import Table
 
     from agentic_compression.cli.live import wide_console
 
-    console = wide_console()
+    console = wide_console(stderr=to_stderr)
     table = Table("fact", "value", title=escape(spec.model), title_justify="left")
     hidden = {"model", "memory", "sources", "warnings", "bytes_by_dtype"}
     for field, value in spec.model_dump(exclude=hidden, exclude_none=True).items():

@@ -122,6 +122,9 @@ def _carry_out(study: StudyConfig, episodes: str | None, *, detailed: bool, show
     _, note = select_planner(study.planner, settings.openai_api_key is not None)
     view = LiveView(study, detailed=detailed, quiet=as_json)
     view.say(note)
+    from agentic_compression.study.preflight import preflight
+
+    spec = preflight(study, settings)
     # Its imports take about as long as ZenML's and MLflow's below, on another core.
     shared_supervisor().start()
     from agentic_compression import orchestration
@@ -138,11 +141,10 @@ def _carry_out(study: StudyConfig, episodes: str | None, *, detailed: bool, show
         done = sum(record.episode > 0 for record in bench.history.records(study.name))
         study = study.model_copy(update={"episodes": done + _count(episodes)})
         view.study = study
-    spec = infer_model_spec(study, bench)
     if show_spec:
         from agentic_compression.cli.inspect import print_spec
 
-        print_spec(spec)
+        print_spec(spec or infer_model_spec(study, bench), to_stderr=as_json)
     with view.attached(bench):
         results = run_study(study, bench, orchestration.run_episode)
     if as_json:

@@ -195,7 +195,7 @@ def _compressed(config: StudyConfig, bench: Workbench, strategy: Strategy) -> Co
     plan = EpisodePlan(
         study=config.name, episode=0, strategy=strategy, planner="by hand", source="user", seed=config.seed
     )
-    outcome = apply(config, spec, dataset_of(config, bench), plan, bench)
+    outcome = apply(config, spec, dataset_of(config, bench.settings), plan, bench)
     if outcome.checkpoint is None:
         raise CompressionError(f"compression {outcome.status}: {outcome.error}")
     return outcome

@@ -30,6 +30,7 @@ from agentic_compression.records import (
 )
 from agentic_compression.registry import promote_frontier, registered_name
 from agentic_compression.resources import configs_dir
+from agentic_compression.settings import Settings
 from agentic_compression.spec import infer_spec
 from agentic_compression.storage import folder_bytes, write_record
 from agentic_compression.study.files import episode_folder, write_episode, write_spec, write_study_files
@@ -65,7 +66,7 @@ def validate_data(config: StudyConfig, bench: Workbench) -> tuple[DatasetSpec, V
         DatasetError: when it cannot be resolved or does not pass.
     """
     bench.announce("step", name="validate_data")
-    dataset = dataset_of(config, bench)
+    dataset = dataset_of(config, bench.settings)
     kept = bench.settings.artifacts / "datasets" / f"{dataset.digest}.validation.json"
     if kept.exists():
         report = ValidationReport.model_validate_json(kept.read_text())
@@ -77,11 +78,11 @@ def validate_data(config: StudyConfig, bench: Workbench) -> tuple[DatasetSpec, V
     return dataset, report
 
 
-def dataset_of(config: StudyConfig, bench: Workbench) -> DatasetSpec:
+def dataset_of(config: StudyConfig, settings: Settings) -> DatasetSpec:
     """The study's dataset in canonical form, not yet validated."""
     return resolve_dataset(
         config.dataset,
-        settings=bench.settings,
+        settings=settings,
         benchmark_dir=Path(config.benchmark_dir) if config.benchmark_dir else None,
         limit=config.evaluation.limit,
         seed=config.seed,
@@ -138,6 +139,7 @@ def compress(
         calibration_path=dataset.calibration_path,
         calibration_digest=dataset.calibration_digest,
         checkpoints_root=str(bench.settings.checkpoints),
+        device="cpu" if config.evaluation.device == "auto" else config.evaluation.device,
         threads=config.evaluation.threads,
         trust_remote_code=config.trust_remote_code,
     )
