@@ -104,7 +104,7 @@ class MlflowHistory:
 
     def adopt(self, study: str) -> EpisodePlan | None:
         """Take over the lowest-numbered claim whose process is gone."""
-        orphans = [run for run in self._claims(study) if not owner_is_alive(run.data.tags.get(_OWNER, ""))]
+        orphans = [run for run in self._claims(study) if not owner_is_alive(run.data.tags.get(_OWNER, ""), _age_s(run))]
         plans = sorted(((_plan_of(run), run) for run in orphans), key=lambda pair: pair[0].episode)
         for plan, run in plans:
             self.client.set_tag(run.info.run_id, _OWNER, owner_of_this_process())
@@ -224,6 +224,10 @@ def study_key(config: StudyConfig) -> str:
         f"model={config.model} dataset={config.dataset} seed={config.seed} "
         f"limit={evaluation.limit} workload={evaluation.prompt_tokens}+{evaluation.new_tokens}"
     )
+
+
+def _age_s(run: Run) -> float:
+    return time.time() - (run.info.start_time or 0) / 1000
 
 
 def _plan_of(run: Run) -> EpisodePlan:

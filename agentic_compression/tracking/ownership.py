@@ -8,21 +8,23 @@ from pathlib import Path
 
 __all__ = ["owner_is_alive", "owner_of_this_process"]
 
+_FOREIGN_CLAIM_S = 24 * 3600
+
 
 def owner_of_this_process() -> str:
     """``host/boot/pid/start``; the start time tells a reused process id apart."""
     return f"{socket.gethostname()}/{_boot_id()}/{os.getpid()}/{_start_time(os.getpid())}"
 
 
-def owner_is_alive(owner: str) -> bool:
-    """Whether that process still runs. A process on another host is taken to be alive."""
+def owner_is_alive(owner: str, claimed_seconds_ago: float = 0.0) -> bool:
+    """Whether that process still runs; one on another host is taken to run for a day after its claim."""
     host, _, rest = owner.partition("/")
     boot, _, rest = rest.partition("/")
     pid, _, start = rest.partition("/")
     if not pid.isdigit():
         return False
     if host != socket.gethostname():
-        return True
+        return claimed_seconds_ago < _FOREIGN_CLAIM_S
     return boot == _boot_id() and _start_time(int(pid)) == start
 
 

@@ -100,6 +100,8 @@ def test_ownership_of_this_process_is_alive() -> None:
     host, boot, pid, _ = owner_of_this_process().split("/")
     assert not owner_is_alive(f"{host}/{boot}/{pid}/0")  # the same number, another process
     assert not owner_is_alive("")
+    assert owner_is_alive(f"elsewhere/{boot}/{pid}/0", claimed_seconds_ago=3600)
+    assert not owner_is_alive(f"elsewhere/{boot}/{pid}/0", claimed_seconds_ago=25 * 3600)
 
 
 def test_open_study_refuses_another_question_under_the_same_name(study: tuple[MlflowHistory, str]) -> None:
