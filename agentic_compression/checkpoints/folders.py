@@ -118,11 +118,17 @@ def new_folder(final: Path) -> Iterator[Path]:
         try:
             temporary.rename(final)
         except OSError:
-            if not (final / "config.json").is_file():
+            if not _is_complete(final):
                 raise
         _sync(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether a checkpoint of this framework stands there: its manifest, configuration and weights."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return {"config.json", "acf_checkpoint.json"} <= names and any(name.endswith(".safetensors") for name in names)
 
 
 def _sync(path: Path) -> None:

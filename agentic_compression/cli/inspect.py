@@ -124,9 +124,9 @@ def frontier(
       acf frontier demo-demo --json
     """
     from agentic_compression.settings import get_settings
-    from agentic_compression.storage import confined
+    from agentic_compression.study.workbench import study_folder
 
-    _show(confined(get_settings().experiments, study), as_json)
+    _show(study_folder(get_settings(), study), as_json)
 
 
 def analyze(
@@ -145,7 +145,7 @@ def analyze(
     from agentic_compression.cli.live import wide_console
     from agentic_compression.records import FinalResults
 
-    results = FinalResults.model_validate_json((folder / "final_results.json").read_text())
+    results = FinalResults.model_validate_json(_read(folder, "final_results.json"))
     counts = ", ".join(f"{number} {status}" for status, number in results.episodes_by_status.items())
     trend = " → ".join(f"{value:.4f}" for value in results.hypervolume_by_episode)
     console = wide_console()

@@ -91,6 +91,8 @@ def _explain(error: Exception) -> tuple[str, int]:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         return f"{where}: {first['msg']}, got {str(first.get('input'))[:120]!r}", 2
+    if isinstance(error, OSError) or type(error).__name__ in {"MlflowException", "OperationalError", "Timeout"}:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}", 1
     raise error
 
 

@@ -131,12 +131,15 @@ def _carry_out(study: StudyConfig, episodes: str | None, *, detailed: bool, show
 
     view.phase("starting: local stack, history")
     orchestration.prepare_environment(settings)
-    orchestration.ensure_stack(settings)
     from agentic_compression.study import infer_model_spec, open_workbench
     from agentic_compression.study.loop import run_study
+    from agentic_compression.study.workbench import bootstrap_lock
 
+    with bootstrap_lock(settings):
+        orchestration.ensure_stack(settings)
     bench = open_workbench()
-    bench.history.open_study(study)
+    with bench.lock(study.name):
+        bench.history.open_study(study)
     if episodes is not None and episodes.startswith("+"):
         done = sum(record.episode > 0 for record in bench.history.records(study.name))
         study = study.model_copy(update={"episodes": done + _count(episodes)})

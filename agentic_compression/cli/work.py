@@ -98,12 +98,12 @@ def rebuild(
     """
     from agentic_compression.records import Strategy, StudyConfig
     from agentic_compression.settings import get_settings
-    from agentic_compression.storage import confined
     from agentic_compression.study import open_workbench
+    from agentic_compression.study.workbench import study_folder
 
-    folder = confined(get_settings().experiments, study)
+    folder = study_folder(get_settings(), study)
     recipe = folder / f"episode_{episode:03d}" / "strategy.json"
-    if not recipe.is_file():
+    if not recipe.is_file() or not (folder / "study.json").is_file():
         raise ConfigurationError(
             f"no episode {episode} in study {study!r} (looked for {recipe}); see: acf analyze {folder}"
         )

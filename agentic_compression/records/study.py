@@ -12,6 +12,7 @@ from agentic_compression.records.record import Record
 
 __all__ = ["PLANNERS", "Constraint", "StudyConfig", "TerminationReason"]
 
+STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
 PLANNERS = ("auto", "hybrid", "llm", "tpe", "gp", "nsga2", "bandit", "pbt", "random")
 
 TerminationReason = Literal[
@@ -72,7 +73,7 @@ class StudyConfig(Record):
     dataset: str = Field(min_length=1, max_length=512, description="benchmark name(s), local file, or 'demo'")
     name: str = Field(
         default="",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$|^$",
+        pattern=rf"{STUDY_NAME}|^$",
         description="derived from model and dataset when empty",
     )
     episodes: int = Field(

@@ -18,7 +18,7 @@ from agentic_compression.records import EpisodeRecord, FrontierDocument, Record,
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 __all__ = [
     "ALIASES",
@@ -123,7 +123,7 @@ def promote_frontier(
 def forget_study(client: MlflowClient, study: str) -> int:
     """Delete every version this study registered, and models left without versions; returns how many versions."""
     count = 0
-    for model in client.search_registered_models():
+    for model in _models(client):
         versions = _versions(client, model.name)
         mine = [version for version in versions if version.tags.get(_STUDY) == study]
         for version in mine:
@@ -136,7 +136,7 @@ def forget_study(client: MlflowClient, study: str) -> int:
 
 def list_versions(client: MlflowClient, name: str | None = None) -> list[RegisteredVersion]:
     """All versions this framework registered, newest last; of one model when ``name`` is given."""
-    models = [model for model in client.search_registered_models() if name in {None, model.name}]
+    models = [model for model in _models(client) if name in {None, model.name}]
     found = []
     for model in models:
         aliases: dict[str, list[str]] = {}
@@ -178,6 +178,18 @@ def _plain(text: str) -> str:
 
 def _tie_break(solution: Solution) -> tuple[float, float, int]:
     return (-solution.objectives.accuracy, solution.objectives.model_size_gb, solution.episode)
+
+
+def _models(client: MlflowClient) -> list[RegisteredModel]:
+    """All registered models whose name this framework could have given (a quote would break MLflow's filter)."""
+    found: list[RegisteredModel] = []
+    token: str | None = None
+    while True:
+        page = client.search_registered_models(max_results=200, page_token=token)
+        found += [model for model in page if "'" not in model.name]
+        token = page.token
+        if not token:
+            return found
 
 
 def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:

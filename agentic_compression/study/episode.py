@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from agentic_compression.data import require_valid, resolve_dataset, validate_dataset, write_report
+from agentic_compression.errors import AcfError
 from agentic_compression.evaluation.energy import EnergyMeter, select_counter
 from agentic_compression.evaluation.grid import grid_factor
 from agentic_compression.evaluation.request import EvaluationRequest
@@ -94,7 +95,7 @@ def plan_episode(config: StudyConfig, spec: ModelSpec, bench: Workbench) -> Epis
     bench.announce("step", name="llm_plan")
     space = search_space(config.max_stages)
     with bench.lock(config.name):
-        bench.history.open_study(config)
+        bench.history.open_study(config, spec.digest or "")
         if orphan := bench.history.adopt(config.name):
             bench.announce("planned", plan=orphan)
             return orphan
@@ -118,6 +119,8 @@ def plan_episode(config: StudyConfig, spec: ModelSpec, bench: Workbench) -> Epis
             seed=config.seed,
         )
         bench.announce("planned", plan=plan)
+        if plan.strategy is not None and not plan.strategy.is_baseline:
+            _require_room(config, bench)
         return bench.history.claim(plan) if plan.strategy is not None else plan
 
 
@@ -128,8 +131,7 @@ def compress(
     if plan.strategy is None:
         return CompressionOutcome(status="infeasible", error="the study has ended; nothing was planned")
     bench.announce("step", name="compress")
-    if problem := _over_quota(config, bench):
-        return CompressionOutcome(status="infeasible", error=problem)
+    bench.lease.hold()
     folder, digest = fetch_model(spec, bench.settings)
     request = CompressionRequest(
         model_path=str(folder),
@@ -153,6 +155,7 @@ def evaluate(
     if compressed.checkpoint is None:
         return EvaluationOutcome(status=compressed.status, error=compressed.error)
     bench.announce("step", name="evaluate")
+    bench.lease.hold()
     settings = bench.settings
     request = EvaluationRequest(
         checkpoint=compressed.checkpoint,
@@ -249,16 +252,19 @@ def episode_record(
     )
 
 
-def _over_quota(config: StudyConfig, bench: Workbench) -> str | None:
-    """Why no further checkpoint may be stored, or None."""
+def _require_room(config: StudyConfig, bench: Workbench) -> None:
+    """Refuse to begin an episode when stored checkpoints take up the quota.
+
+    Raises:
+        AcfError: with what is stored and what to do; nothing is recorded.
+    """
     root = bench.settings.checkpoints
     used = folder_bytes(root) / 1e9 if root.is_dir() else 0.0
-    if used < config.disk_quota_gb:
-        return None
-    return (
-        f"stored checkpoints take {used:.2f} GB, the quota is disk_quota_gb={config.disk_quota_gb:g}; "
-        "raise it, or remove studies with 'acf clean'"
-    )
+    if used >= config.disk_quota_gb:
+        raise AcfError(
+            f"stored checkpoints take {used:.2f} GB, the quota is disk_quota_gb={config.disk_quota_gb:g}; raise it in "
+            "the study file, or remove studies with 'acf clean' and unfinished folders with 'acf clean --caches'"
+        )
 
 
 def _work(entry: str, request: Record, kind: type[Outcome], config: StudyConfig, bench: Workbench) -> Outcome:

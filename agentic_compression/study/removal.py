@@ -30,6 +30,12 @@ def remove_study(study: str, bench: Workbench) -> Removed:
     folder = bench.folder(study)
     if not folder.is_dir() and not bench.history.exists(study):
         raise ConfigurationError(f"no study {study!r} in {bench.settings.root}")
+    with bench.lock(study):
+        return _remove(study, bench)
+
+
+def _remove(study: str, bench: Workbench) -> Removed:
+    folder = bench.folder(study)
     records = bench.history.records(study) if bench.history.exists(study) else []
     versions = forget_study(bench.registry, study) if bench.registry is not None else 0
     nothing = FrontierDocument(study=study, objectives=(), baseline=None, reference_point=None, hypervolume=0.0)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 from agentic_compression.records import EpisodeRecord, FrontierDocument
 from agentic_compression.registry import list_versions
@@ -17,13 +18,23 @@ __all__ = ["drop_dominated"]
 def drop_dominated(bench: Workbench, document: FrontierDocument, records: Sequence[EpisodeRecord]) -> tuple[Path, ...]:
     """Delete this study's checkpoints that are neither on any study's frontier nor under any alias.
 
+    While another process works on an episode nothing is deleted; a later episode does it.
+
     Only folders inside ``data/artifacts/checkpoints`` are ever deleted, so a user's own folder is safe.
 
     Returns:
         The deleted folders.
     """
+    with bench.lease.alone() as alone:
+        return _delete(bench, document, records) if alone else ()
+
+
+def _delete(bench: Workbench, document: FrontierDocument, records: Sequence[EpisodeRecord]) -> tuple[Path, ...]:
     root = bench.settings.checkpoints.resolve()
-    kept = set(_pointed_at(bench, document))
+    try:
+        kept = set(_pointed_at(bench, document))
+    except ValueError:  # another study's file is damaged: what it points at is not known, so nothing goes
+        return ()
     deleted = []
     for record in records:
         if record.checkpoint is None or record.checkpoint.shared:
@@ -31,7 +42,10 @@ def drop_dominated(bench: Workbench, document: FrontierDocument, records: Sequen
         folder = Path(record.checkpoint.path).resolve()
         if folder in kept or folder.parent != root or not folder.is_dir():
             continue
-        shutil.rmtree(folder)
+        # Renamed first: a process killed while deleting leaves no half checkpoint under a valid name.
+        doomed = root / f".{folder.name}.{uuid4().hex[:8]}.partial"
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
         deleted.append(folder)
     return tuple(deleted)
 

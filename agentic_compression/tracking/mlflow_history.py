@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentic_compression.errors import ConfigurationError
 from agentic_compression.records import (
@@ -27,7 +27,9 @@ __all__ = ["MlflowHistory", "open_client"]
 
 _PLAN, _RECORD, _OWNER, _EPISODE = "acf.plan", "acf.record", "acf.owner", "acf.episode"
 _STATUS, _PARETO, _STUDY_KEY = "acf.status", "acf.pareto", "acf.study_key"
+_DIGEST, _CLAIMED = "acf.model_digest", "acf.claimed_at"
 _PAGE = 1000
+_TAG_LIMIT = 7900
 _TEXT_LIMIT = 1500  # characters of rationale and error kept in a tag (MLflow's limit is 8,000 for the whole tag)
 
 
@@ -55,22 +57,40 @@ class MlflowHistory:
         self._artifact_root = artifact_root
         self._experiments: dict[str, str] = {}
 
-    def open_study(self, config: StudyConfig) -> None:
+    def open_study(self, config: StudyConfig, model_digest: str = "") -> None:
         """Create the study's experiment, or check that an existing one asks the same question."""
         key = study_key(config)
         experiment = self.client.get_experiment_by_name(config.name)
+        if experiment is not None and experiment.lifecycle_stage == "deleted":
+            self._give_up_name(experiment.experiment_id, config.name, restore=True)
+            experiment = None
         if experiment is None:
             location = (self._artifact_root / config.name).as_uri()
-            tags = {_STUDY_KEY: key, "acf.model": config.model, "acf.dataset": config.dataset}
+            tags = {_STUDY_KEY: key, _DIGEST: model_digest, "acf.model": config.model, "acf.dataset": config.dataset}
             self._experiments[config.name] = self.client.create_experiment(config.name, location, tags)
             return
         self._experiments[config.name] = experiment.experiment_id
-        known = experiment.tags.get(_STUDY_KEY)
+        known, digest = experiment.tags.get(_STUDY_KEY), experiment.tags.get(_DIGEST, "")
         if known != key:
             raise ConfigurationError(
                 f"study {config.name!r} was begun as {known}, got {key}; "
                 f"choose another --name, or remove it with 'acf clean {config.name}'"
             )
+        if model_digest and not digest:
+            self.client.set_experiment_tag(experiment.experiment_id, _DIGEST, model_digest)
+        elif model_digest and digest != model_digest:
+            raise ConfigurationError(
+                f"the files of {config.model} have changed since study {config.name!r} began (digest {digest}, now "
+                f"{model_digest}); choose another --name, or remove it with 'acf clean {config.name}'"
+            )
+
+    def _give_up_name(self, identifier: str, study: str, *, restore: bool) -> None:
+        """Delete an experiment so that its name is free: MLflow keeps the names of deleted ones taken."""
+        if restore:
+            self.client.restore_experiment(identifier)
+        self.client.rename_experiment(identifier, f"{study} (removed {identifier})")
+        self.client.delete_experiment(identifier)
+        self._experiments.pop(study, None)
 
     def exists(self, study: str) -> bool:
         """Whether MLflow has an active experiment of this name."""
@@ -78,13 +98,9 @@ class MlflowHistory:
         return experiment is not None and experiment.lifecycle_stage == "active"
 
     def forget(self, study: str) -> None:
-        """Delete the experiment; a deleted one keeps its name in MLflow, so it gives the name up first."""
-        if not self.exists(study):
-            return
-        identifier = self._experiment(study)
-        self.client.rename_experiment(identifier, f"{study} (removed {identifier})")
-        self.client.delete_experiment(identifier)
-        self._experiments.pop(study, None)
+        """Delete the experiment and free its name."""
+        if self.exists(study):
+            self._give_up_name(self._experiment(study), study, restore=False)
 
     def records(self, study: str) -> list[EpisodeRecord]:
         """All recorded episodes, by number."""
@@ -107,6 +123,7 @@ class MlflowHistory:
         orphans = [run for run in self._claims(study) if not owner_is_alive(run.data.tags.get(_OWNER, ""), _age_s(run))]
         plans = sorted(((_plan_of(run), run) for run in orphans), key=lambda pair: pair[0].episode)
         for plan, run in plans:
+            self.client.set_tag(run.info.run_id, _CLAIMED, f"{time.time():.0f}")
             self.client.set_tag(run.info.run_id, _OWNER, owner_of_this_process())
             return plan.model_copy(update={"run_id": run.info.run_id})
         return None
@@ -130,7 +147,8 @@ class MlflowHistory:
             _EPISODE: str(plan.episode),
             _STATUS: "claimed",
             _OWNER: owner_of_this_process(),
-            _PLAN: _shortened(plan).model_dump_json(),
+            _CLAIMED: f"{time.time():.0f}",
+            _PLAN: _fitting(plan).model_dump_json(),
             "mlflow.note.content": f"**{plan.strategy.label}**\n\n{plan.rationale}",
             "mlflow.user": os.environ.get("USER", "acf"),
             "mlflow.source.name": "acf",
@@ -150,13 +168,7 @@ class MlflowHistory:
         self.client.log_text(run_id, record.strategy.model_dump_json(indent=2), "strategy.json")
         if record.evaluation is not None:
             self.client.log_text(run_id, record.evaluation.model_dump_json(indent=2), "evaluation.json")
-        slim = record.model_copy(
-            update={
-                "evaluation": None,
-                "rationale": record.rationale[:_TEXT_LIMIT],
-                "error": record.error[:_TEXT_LIMIT] if record.error else None,
-            }
-        )
+        slim = _fitting(record.model_copy(update={"evaluation": None}))
         now = int(time.time() * 1000)
         metrics = [Metric(key, value, now, 0) for key, value in _metrics(record).items()]
         tags = [RunTag("acf.energy_source", record.energy_source), RunTag("acf.source", record.source)]
@@ -227,15 +239,27 @@ def study_key(config: StudyConfig) -> str:
 
 
 def _age_s(run: Run) -> float:
-    return time.time() - (run.info.start_time or 0) / 1000
+    return time.time() - float(run.data.tags.get(_CLAIMED, "0"))
 
 
 def _plan_of(run: Run) -> EpisodePlan:
     return EpisodePlan.model_validate_json(run.data.tags[_PLAN])
 
 
-def _shortened(plan: EpisodePlan) -> EpisodePlan:
-    return plan.model_copy(update={"rationale": plan.rationale[:_TEXT_LIMIT]})
+Texts = TypeVar("Texts", EpisodePlan, EpisodeRecord)
+
+
+def _fitting(value: Texts) -> Texts:
+    """The same with its free texts cut until the JSON fits a tag; MLflow cuts longer ones, and then it is no JSON."""
+    limit = _TEXT_LIMIT
+    while True:
+        texts: dict[str, str] = {"rationale": value.rationale[:limit]}
+        if isinstance(value, EpisodeRecord) and value.error:
+            texts["error"] = value.error[:limit]
+        cut = value.model_copy(update=texts)
+        if len(cut.model_dump_json()) <= _TAG_LIMIT or limit == 0:
+            return cut
+        limit //= 2
 
 
 def _parameters(plan: EpisodePlan) -> dict[str, str]:

@@ -34,8 +34,9 @@ def _boot_id() -> str:
 
 
 def _start_time(pid: int) -> str:
-    """Clock ticks after boot at which the process began; empty when there is none."""
+    """Clock ticks after boot at which the process began; empty when there is none or only its zombie."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return "" if fields[0] in {"Z", "X"} else fields[19]
     except (FileNotFoundError, ProcessLookupError, IndexError):
         return ""

@@ -216,6 +216,14 @@ def test_writer_that_comes_second_keeps_the_first_folder(tmp_path: Path) -> None
     with new_folder(tmp_path / "made") as slow:
         (slow / "config.json").write_text("slow")
         with new_folder(tmp_path / "made") as quick:
-            (quick / "config.json").write_text("quick")
+            for name in ("config.json", "acf_checkpoint.json", "model.safetensors"):
+                (quick / name).write_text("quick")
     assert (tmp_path / "made" / "config.json").read_text() == "quick"
     assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_writer_never_takes_an_incomplete_folder_for_its_own(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "config.json").write_text("left by someone")
+    with pytest.raises(OSError, match="not empty"), new_folder(tmp_path / "made") as folder:
+        (folder / "config.json").write_text("new")

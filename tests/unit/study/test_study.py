@@ -21,6 +21,7 @@ from agentic_compression.records import (
     StudyConfig,
 )
 from agentic_compression.settings import get_settings
+from agentic_compression.study.lease import CheckpointLease
 from agentic_compression.study.loop import run_study
 from agentic_compression.study.removal import remove_study
 from agentic_compression.testing.memory_history import MemoryHistory
@@ -97,7 +98,7 @@ def test_only_checkpoints_of_the_frontier_stay_on_disk(home: Path, config: Study
     bench = _bench()
     run_study(config, bench, _one_episode(bench, home))
     kept = {Path(item.checkpoint).name for item in _document(home).solutions if item.checkpoint and item.episode}
-    assert {path.name for path in (home / "data" / "artifacts" / "checkpoints").iterdir()} == kept
+    assert {path.name for path in (home / "data" / "artifacts" / "checkpoints").glob("[!.]*")} == kept
     assert (home / "base").is_dir()  # the user's own folder
 
 
@@ -146,12 +147,36 @@ def test_a_run_that_records_nothing_is_an_error_and_not_an_endless_loop(home: Pa
         run_study(config, bench, lambda study: None)
 
 
-def test_a_full_quota_makes_the_next_strategy_infeasible(home: Path, config: StudyConfig) -> None:
+def test_a_full_quota_stops_before_an_episode_and_records_nothing(home: Path, config: StudyConfig) -> None:
     bench = _bench()
     tight = config.model_copy(update={"disk_quota_gb": 1e-9})
-    results = run_study(tight, bench, _one_episode(bench, home))
-    assert results.episodes_by_status["infeasible"] >= 1
-    assert any("disk_quota_gb" in (record.error or "") for record in bench.history.records("scripted"))
+    with pytest.raises(AcfError, match="disk_quota_gb"):
+        run_study(tight, bench, _one_episode(bench, home))
+    assert all(record.status == "succeeded" for record in bench.history.records("scripted"))
+    assert run_study(config, bench, _one_episode(bench, home)).episodes_run == 5
+
+
+def test_nothing_is_deleted_while_another_process_works(home: Path, config: StudyConfig) -> None:
+    other = CheckpointLease(get_settings().checkpoints)
+    other.hold()
+    bench = _bench(lambda strategy: make_evaluation() if strategy.is_baseline else make_evaluation(accuracy=0.5))
+    run_study(config, bench, _one_episode(bench, home))
+    stored = home / "data" / "artifacts" / "checkpoints"
+    assert len(list(stored.glob("[!.]*"))) == 4
+    other.release()
+    more = config.model_copy(update={"episodes": 5})
+    run_study(more, bench, _one_episode(bench, home))
+    kept = {Path(item.checkpoint).name for item in _document(home).solutions if item.checkpoint and item.episode}
+    assert {path.name for path in stored.glob("[!.]*")} == kept
+
+
+@pytest.mark.parametrize("name", [".", "", "..", "a/b", "/etc", ".hidden"])
+def test_a_study_is_never_removed_by_a_path(home: Path, config: StudyConfig, name: str) -> None:
+    bench = _bench()
+    run_study(config, bench, _one_episode(bench, home))
+    with pytest.raises(ConfigurationError, match="study's name"):
+        remove_study(name, bench)
+    assert _document(home).study == "scripted"
 
 
 def test_two_studies_share_a_checkpoint_until_neither_needs_it(home: Path, config: StudyConfig) -> None:
@@ -160,12 +185,12 @@ def test_two_studies_share_a_checkpoint_until_neither_needs_it(home: Path, confi
     second = _bench()
     other = config.model_copy(update={"name": "other"})
     run_study(other, second, _one_episode(second, home))
-    shared = {path.name for path in (home / "data" / "artifacts" / "checkpoints").iterdir()}
+    shared = {path.name for path in (home / "data" / "artifacts" / "checkpoints").glob("[!.]*")}
     remove_study("scripted", first)
-    assert {path.name for path in (home / "data" / "artifacts" / "checkpoints").iterdir()} == shared
+    assert {path.name for path in (home / "data" / "artifacts" / "checkpoints").glob("[!.]*")} == shared
     removed = remove_study("other", second)
     assert removed.checkpoints == len(shared)
-    assert not list((home / "data" / "artifacts" / "checkpoints").iterdir())
+    assert not list((home / "data" / "artifacts" / "checkpoints").glob("[!.]*"))
     with pytest.raises(ConfigurationError, match="no study"):
         remove_study("other", second)
 

@@ -111,6 +111,32 @@ def test_open_study_refuses_another_question_under_the_same_name(study: tuple[Ml
         history.open_study(StudyConfig(model="demo", dataset="demo", name=name, seed=1))
 
 
+def test_a_record_full_of_escapes_still_reads_back(study: tuple[MlflowHistory, str], tmp_path: Path) -> None:
+    history, name = study
+    plan = history.claim(make_plan(name, 0).model_copy(update={"rationale": "\x1b" * 4000}))
+    _record(history, plan, tmp_path, error="\x1b" * 4000, rationale='"' * 4000)
+    (record,) = history.records(name)
+    assert record.error is not None
+    assert set(record.error) == {"\x1b"}
+    assert set(record.rationale) == {'"'}
+
+
+def test_a_study_deleted_in_the_mlflow_ui_can_be_begun_again(study: tuple[MlflowHistory, str]) -> None:
+    history, name = study
+    history.client.delete_experiment(history._experiment(name))
+    history.open_study(StudyConfig(model="demo", dataset="demo", name=name))
+    assert history.claim(make_plan(name, 0)).run_id
+
+
+def test_open_study_refuses_a_model_whose_files_changed(study: tuple[MlflowHistory, str]) -> None:
+    history, name = study
+    config = StudyConfig(model="demo", dataset="demo", name=name)
+    history.open_study(config, "aaaa")
+    history.open_study(config, "aaaa")
+    with pytest.raises(ConfigurationError, match="have changed"):
+        history.open_study(config, "bbbb")
+
+
 def test_forget_frees_the_name(study: tuple[MlflowHistory, str], tmp_path: Path) -> None:
     history, name = study
     _record(history, history.claim(make_plan(name, 0)), tmp_path)
