@@ -75,7 +75,7 @@ def _bare():  # type: ignore[no-untyped-def]
     def run_one(study):  # type: ignore[no-untyped-def]
         spec = domain.infer_model_spec(study, bench)
         dataset, _ = domain.validate_data(study, bench)
-        plan = domain.plan_episode(study, spec, bench)
+        plan = domain.plan_episode(study, spec, dataset, bench)
         compressed = domain.compress(study, spec, dataset, plan, bench)
         evaluated = domain.evaluate(study, dataset, compressed, bench)
         domain.update_frontier(study, plan, compressed, evaluated, bench)

@@ -22,7 +22,7 @@ def compression_episode(study: StudyConfig) -> None:
     """
     spec = infer_spec(study=study)
     dataset, _ = validate_data(study=study)
-    plan = llm_plan(study=study, spec=spec)
+    plan = llm_plan(study=study, spec=spec, dataset=dataset)
     compressed = compress(study=study, spec=spec, dataset=dataset, plan=plan)
     evaluated = evaluate(study=study, dataset=dataset, compressed=compressed)
     update_frontier(study=study, plan=plan, compressed=compressed, evaluated=evaluated)

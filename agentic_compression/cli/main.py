@@ -81,6 +81,8 @@ def main() -> None:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """One line and an exit code for errors of the libraries; anything unexpected keeps its traceback."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help was printed
+        sys.exit(2)
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
         context = getattr(error, "ctx", None)
         hint = f" (see: {context.command_path} --help)" if context is not None else ""

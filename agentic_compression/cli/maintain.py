@@ -109,7 +109,8 @@ def _facts() -> dict[str, Any]:
 
     settings = get_settings()
     counter = select_counter("auto", settings.cpu_watts_per_core)
-    disk = psutil.disk_usage(str(settings.root))
+    existing = next(folder for folder in (settings.root, *settings.root.parents) if folder.is_dir())
+    disk = psutil.disk_usage(str(existing))
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     missing = {method.name: method.unavailable_reason for method in describe_methods() if not method.available}
     keys = {"HF_TOKEN": settings.hf_token, "OPENAI_API_KEY": settings.openai_api_key}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -20,9 +22,12 @@ def preview(study: StudyConfig) -> None:
     from agentic_compression.methods import search_space
     from agentic_compression.planning import seed_strategies, select_planner
     from agentic_compression.settings import get_settings
+    from agentic_compression.study.preflight import preflight
 
     console = wide_console()
     settings = get_settings()
+    with tempfile.TemporaryDirectory() as folder:
+        preflight(study, settings.model_copy(update={"home": Path(folder)}))
     space = search_space(study.max_stages)
     _, note = select_planner(study.planner, settings.openai_api_key is not None)
     console.print(f"study [bold]{escape(study.name)}[/]: {escape(study.model)} on {escape(study.dataset)}")

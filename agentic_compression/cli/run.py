@@ -96,7 +96,12 @@ def _study(path: Path | None, options: dict[str, Any], limit: int | None, episod
 
     values = {**(read_study(path) if path else {}), **options}
     if limit is not None:
-        values["evaluation"] = {**values.get("evaluation", {}), "limit": limit}
+        evaluation = values.get("evaluation") or {}
+        if not isinstance(evaluation, dict):
+            raise ConfigurationError(
+                f"evaluation in {path} must be a mapping such as {{limit: 50}}, got {evaluation!r}"
+            )
+        values["evaluation"] = {**evaluation, "limit": limit}
     if episodes is not None and not episodes.startswith("+"):
         values["episodes"] = _count(episodes)
     for key in ("model", "dataset"):

@@ -24,7 +24,8 @@ def read_study(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from error
-    study = content.get("parameters", {}).get("study") if isinstance(content, dict) else None
+    parameters = content.get("parameters") if isinstance(content, dict) else None
+    study = parameters.get("study") if isinstance(parameters, dict) else None
     if not isinstance(study, dict):
         raise ConfigurationError(f"{path} has no study: it must hold 'parameters: {{study: {{model: …, dataset: …}}}}'")
     return study

@@ -40,8 +40,11 @@ def compress(
     """
     if output is not None and output.exists():
         raise ConfigurationError(f"--output {output} exists already; choose a new folder")
+    parsed = _parse(strategy, 8)
+    if parsed.is_baseline:
+        raise StrategyError("a strategy has at least one stage, got none; see: acf methods")
     config, bench = _prepare(model, dataset, seed)
-    outcome = _compressed(config, bench, _parse(strategy, config.max_stages))
+    outcome = _compressed(config, bench, parsed)
     assert outcome.checkpoint is not None
     place = Path(outcome.checkpoint.path)
     if output is not None:

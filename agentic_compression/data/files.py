@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import io
 import json
@@ -109,17 +110,20 @@ def read_json(path: Path) -> Any:
 
 
 def _read_csv(path: Path) -> list[Row]:
-    import pandas
-
     text = read_text(path)
     if not text.strip():
         return []
+    advice = "quote fields that contain commas"
     try:
-        frame = pandas.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, on_bad_lines="error")
-    except ValueError as error:  # pandas.errors.ParserError is one
-        reason = " ".join(str(error).split())
-        raise DatasetError(f"{path} is not valid CSV: {reason}; quote fields that contain commas") from None
-    return _rows(frame.to_dict(orient="records"))
+        header, *lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line]
+    except csv.Error as error:
+        raise DatasetError(f"{path} is not valid CSV: {error}; {advice}") from None
+    if repeated := sorted({name for name in header if header.count(name) > 1}):
+        raise DatasetError(f"{path} has the column {repeated[0]!r} more than once; name every column once")
+    for number, line in enumerate(lines, start=1):
+        if len(line) != len(header):
+            raise DatasetError(f"{path} row {number} has {len(line)} fields, the header has {len(header)}; {advice}")
+    return _rows(dict(zip(header, line, strict=True)) for line in lines)
 
 
 def _read_parquet(path: Path) -> list[Row]:

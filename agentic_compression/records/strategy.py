@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, ValidationError
 
 from agentic_compression.records.record import Record, content_digest
 
@@ -86,8 +86,13 @@ def _parse_stage(text: str) -> Stage:
         name, equals, value = pair.partition("=")
         if not equals or not name.strip() or not value.strip():
             raise ValueError(f"a stage is method:name=value,name=value, got {text.strip()!r}")
+        if name.strip() in parameters:
+            raise ValueError(f"{name.strip()} is given twice in {text.strip()!r}")
         parameters[name.strip()] = _parse_value(value.strip())
-    return Stage(method=method.strip(), parameters=parameters)
+    try:
+        return Stage(method=method.strip(), parameters=parameters)
+    except ValidationError:
+        raise ValueError(f"a stage begins with a method's name in lower case, got {text.strip()!r}") from None
 
 
 BASELINE = Strategy()

@@ -25,6 +25,7 @@ from agentic_compression.records import (
     FrontierDocument,
     ModelSpec,
     Record,
+    SearchSpace,
     Strategy,
     StudyConfig,
     ValidationReport,
@@ -90,12 +91,12 @@ def dataset_of(config: StudyConfig, settings: Settings) -> DatasetSpec:
     )
 
 
-def plan_episode(config: StudyConfig, spec: ModelSpec, bench: Workbench) -> EpisodePlan:
+def plan_episode(config: StudyConfig, spec: ModelSpec, dataset: DatasetSpec, bench: Workbench) -> EpisodePlan:
     """Claim the next episode with a strategy; a claim whose process died is carried out again as it was planned."""
     bench.announce("step", name="llm_plan")
-    space = search_space(config.max_stages)
+    space = offered_space(config, dataset)
     with bench.lock(config.name):
-        bench.history.open_study(config, spec.digest or "")
+        bench.history.open_study(config, f"model {spec.digest or 'unknown'}, data {dataset.digest}")
         if orphan := bench.history.adopt(config.name):
             bench.announce("planned", plan=orphan)
             return orphan
@@ -122,6 +123,21 @@ def plan_episode(config: StudyConfig, spec: ModelSpec, bench: Workbench) -> Epis
         if plan.strategy is not None and not plan.strategy.is_baseline:
             _require_room(config, bench)
         return bench.history.claim(plan) if plan.strategy is not None else plan
+
+
+def offered_space(config: StudyConfig, dataset: DatasetSpec) -> SearchSpace:
+    """The search space without methods that need calibration text the dataset does not have."""
+    space = search_space(config.max_stages)
+    if dataset.calibration_path is not None:
+        return space
+    reason = f"needs calibration text, and the dataset has none: {dataset.calibration_source}"
+    methods = tuple(
+        method.model_copy(update={"available": False, "unavailable_reason": reason})
+        if method.needs_calibration and method.available
+        else method
+        for method in space.methods
+    )
+    return space.model_copy(update={"methods": methods})
 
 
 def compress(

@@ -16,7 +16,7 @@ class MemoryHistory:
         self._claims: dict[str, dict[int, EpisodePlan]] = {}
         self.members: dict[str, frozenset[int]] = {}
 
-    def open_study(self, config: StudyConfig, model_digest: str = "") -> None:
+    def open_study(self, config: StudyConfig, digests: str = "") -> None:
         """Begin the study."""
         self._studies.setdefault(config.name, config)
 

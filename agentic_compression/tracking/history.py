@@ -16,12 +16,12 @@ class History(Protocol):
     *recorded* when it is over. A claim whose process died is *adopted*: the same plan is carried out again.
     """
 
-    def open_study(self, config: StudyConfig, model_digest: str = "") -> None:
-        """Create the study if it is new, and keep the digest of the model's files when it is given.
+    def open_study(self, config: StudyConfig, digests: str = "") -> None:
+        """Create the study if it is new, and keep the digests of model and data when they are given.
 
         Raises:
             ConfigurationError: when a study of this name exists with another model, dataset or seed,
-                or the model's files have changed since.
+                or model or data have changed since.
         """
 
     def exists(self, study: str) -> bool:

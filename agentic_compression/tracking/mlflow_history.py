@@ -27,7 +27,7 @@ __all__ = ["MlflowHistory", "open_client"]
 
 _PLAN, _RECORD, _OWNER, _EPISODE = "acf.plan", "acf.record", "acf.owner", "acf.episode"
 _STATUS, _PARETO, _STUDY_KEY = "acf.status", "acf.pareto", "acf.study_key"
-_DIGEST, _CLAIMED = "acf.model_digest", "acf.claimed_at"
+_DIGEST, _CLAIMED = "acf.digests", "acf.claimed_at"
 _PAGE = 1000
 _TAG_LIMIT = 7900
 _TEXT_LIMIT = 1500  # characters of rationale and error kept in a tag (MLflow's limit is 8,000 for the whole tag)
@@ -57,7 +57,7 @@ class MlflowHistory:
         self._artifact_root = artifact_root
         self._experiments: dict[str, str] = {}
 
-    def open_study(self, config: StudyConfig, model_digest: str = "") -> None:
+    def open_study(self, config: StudyConfig, digests: str = "") -> None:
         """Create the study's experiment, or check that an existing one asks the same question."""
         key = study_key(config)
         experiment = self.client.get_experiment_by_name(config.name)
@@ -66,7 +66,7 @@ class MlflowHistory:
             experiment = None
         if experiment is None:
             location = (self._artifact_root / config.name).as_uri()
-            tags = {_STUDY_KEY: key, _DIGEST: model_digest, "acf.model": config.model, "acf.dataset": config.dataset}
+            tags = {_STUDY_KEY: key, _DIGEST: digests, "acf.model": config.model, "acf.dataset": config.dataset}
             self._experiments[config.name] = self.client.create_experiment(config.name, location, tags)
             return
         self._experiments[config.name] = experiment.experiment_id
@@ -76,12 +76,12 @@ class MlflowHistory:
                 f"study {config.name!r} was begun as {known}, got {key}; "
                 f"choose another --name, or remove it with 'acf clean {config.name}'"
             )
-        if model_digest and not digest:
-            self.client.set_experiment_tag(experiment.experiment_id, _DIGEST, model_digest)
-        elif model_digest and digest != model_digest:
+        if digests and not digest:
+            self.client.set_experiment_tag(experiment.experiment_id, _DIGEST, digests)
+        elif digests and digest != digests:
             raise ConfigurationError(
-                f"the files of {config.model} have changed since study {config.name!r} began (digest {digest}, now "
-                f"{model_digest}); choose another --name, or remove it with 'acf clean {config.name}'"
+                f"{config.model} or {config.dataset} have changed since study {config.name!r} began ({digest}; now "
+                f"{digests}); choose another --name, or remove it with 'acf clean {config.name}'"
             )
 
     def _give_up_name(self, identifier: str, study: str, *, restore: bool) -> None:

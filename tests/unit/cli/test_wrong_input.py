@@ -51,6 +51,8 @@ def test_wrong_input_ends_in_one_line(tmp_path: Path, case: str) -> None:
         ("latin.jsonl", b'{"text": "caf\xe9"}\n', "UTF-8"),
         ("empty.jsonl", b"", "empty"),
         ("columns.csv", b"prompt,reply\nq,a\n", "column"),
+        ("commas.csv", b"question,answer\nAdd, what is 1+1?,2\n", "row 1 has 3 fields"),
+        ("columns_twice.csv", b"question,answer,answer\nq,a,b\n", "more than once"),
         ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "line 2"),
     ],
 )

@@ -11,9 +11,12 @@ import pytest
 from agentic_compression import study as domain
 from agentic_compression.errors import AcfError, ConfigurationError
 from agentic_compression.records import (
+    CompressionOutcome,
     DatasetSpec,
     DatasetTask,
+    EpisodePlan,
     Evaluation,
+    EvaluationOutcome,
     FrontierDocument,
     ModelSpec,
     SpecSource,
@@ -21,6 +24,7 @@ from agentic_compression.records import (
     StudyConfig,
 )
 from agentic_compression.settings import get_settings
+from agentic_compression.study.episode import offered_space
 from agentic_compression.study.lease import CheckpointLease
 from agentic_compression.study.loop import run_study
 from agentic_compression.study.removal import remove_study
@@ -58,18 +62,26 @@ def _spec(home: Path) -> ModelSpec:
 
 def _dataset() -> DatasetSpec:
     task = DatasetTask(name="t", kind="text", path="/nowhere.jsonl", items=1, digest="t")
-    return DatasetSpec(dataset="demo", name="demo", tasks=(task,), digest="t")
+    return DatasetSpec(dataset="demo", name="demo", tasks=(task,), digest="t", calibration_path="/calibration.jsonl")
 
 
 def _one_episode(bench: domain.Workbench, home: Path) -> Callable[[StudyConfig], None]:
     def run_one(config: StudyConfig) -> None:
         spec, dataset = _spec(home), _dataset()
-        plan = domain.plan_episode(config, spec, bench)
+        plan = domain.plan_episode(config, spec, dataset, bench)
         compressed = domain.compress(config, spec, dataset, plan, bench)
         evaluated = domain.evaluate(config, dataset, compressed, bench)
         domain.update_frontier(config, plan, compressed, evaluated, bench)
 
     return run_one
+
+
+def _carried_out(
+    config: StudyConfig, home: Path, dataset: DatasetSpec, bench: domain.Workbench
+) -> tuple[EpisodePlan, CompressionOutcome, EvaluationOutcome]:
+    plan = domain.plan_episode(config, _spec(home), dataset, bench)
+    compressed = domain.compress(config, _spec(home), dataset, plan, bench)
+    return plan, compressed, domain.evaluate(config, dataset, compressed, bench)
 
 
 def _document(home: Path) -> FrontierDocument:
@@ -115,7 +127,7 @@ def test_an_abandoned_episode_is_carried_out_again_as_it_was_planned(home: Path,
     run_one = _one_episode(bench, home)
     bench.history.open_study(config)
     run_one(config)
-    interrupted = domain.plan_episode(config, _spec(home), bench)
+    interrupted = domain.plan_episode(config, _spec(home), _dataset(), bench)
     assert isinstance(bench.history, MemoryHistory)
     bench.history.abandon(config.name)
     run_study(config, bench, run_one)
@@ -193,6 +205,20 @@ def test_two_studies_share_a_checkpoint_until_neither_needs_it(home: Path, confi
     assert not list((home / "data" / "artifacts" / "checkpoints").glob("[!.]*"))
     with pytest.raises(ConfigurationError, match="no study"):
         remove_study("other", second)
+
+
+def test_methods_that_need_calibration_are_not_offered_without_it(home: Path, config: StudyConfig) -> None:
+    without = _dataset().model_copy(update={"calibration_path": None, "calibration_source": "too few items"})
+    bench = _bench()
+    bench.history.open_study(config)
+    domain.update_frontier(config, *_carried_out(config, home, without, bench), bench)
+    plan = domain.plan_episode(config, _spec(home), without, bench)
+    assert plan.strategy is not None
+    assert [stage.method for stage in plan.strategy.stages] == ["rtn"]
+    space = offered_space(config, without)
+    gptq = space.method("gptq")
+    assert gptq is not None
+    assert "too few items" in (gptq.unavailable_reason or "")
 
 
 def test_names_come_from_model_dataset_and_seed() -> None:
