@@ -85,11 +85,17 @@ def run_episode(config: StudyConfig) -> None:
 
     Raises:
         AcfError: what a step raised on purpose, as it was raised.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM.
     """
+    from zenml.exceptions import RunInterruptedException
+
     from pipelines.episode import compression_episode
 
-    with _zenml_quiet():
-        response = compression_episode.with_options(run_name=None)(study=config)
+    try:
+        with _zenml_quiet():
+            response = compression_episode.with_options(run_name=None)(study=config)
+    except RunInterruptedException as error:  # ZenML's own handler of SIGINT and SIGTERM
+        raise KeyboardInterrupt from error
     if response is not None and str(response.status) not in {"completed", "ExecutionStatus.COMPLETED"}:
         raise AcfError(f"the pipeline run {response.name} ended as {response.status}; see: zenml pipeline runs list")
 
