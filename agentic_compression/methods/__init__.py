@@ -2,12 +2,15 @@
 
 from agentic_compression.methods.compress import compress, content_key
 from agentic_compression.methods.interface import (
+    ActiveWhen,
     Choice,
     Compressed,
     CompressionContext,
     Method,
     MethodConfig,
+    Needs,
     Range,
+    Workload,
     parameters_of,
 )
 from agentic_compression.methods.registry import ENTRY_POINT_GROUP, describe_methods, get_method, search_space
@@ -15,13 +18,16 @@ from agentic_compression.methods.request import CompressionRequest
 
 __all__ = [
     "ENTRY_POINT_GROUP",
+    "ActiveWhen",
     "Choice",
     "Compressed",
     "CompressionContext",
     "CompressionRequest",
     "Method",
     "MethodConfig",
+    "Needs",
     "Range",
+    "Workload",
     "compress",
     "content_key",
     "describe_methods",

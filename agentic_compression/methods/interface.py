@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -14,7 +15,31 @@ from agentic_compression.records import Category, MethodDescription, Parameter, 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Choice", "Compressed", "CompressionContext", "Method", "MethodConfig", "Range", "parameters_of"]
+    from agentic_compression.checkpoints.gguf_plan import GgufPlan
+
+__all__ = [
+    "ActiveWhen",
+    "Choice",
+    "Compressed",
+    "CompressionContext",
+    "Method",
+    "MethodConfig",
+    "Needs",
+    "Range",
+    "Workload",
+    "parameters_of",
+]
+
+
+@dataclass(frozen=True)
+class ActiveWhen:
+    """A field that matters only when another has this value: ``Annotated[float, Range(…), ActiveWhen("pattern", "…")]``.
+
+    Otherwise it takes its default, so that settings that do the same are the same.
+    """
+
+    parameter: str
+    value: ParameterValue
 
 
 class Choice:
@@ -63,9 +88,16 @@ def parameters_of(config: type[MethodConfig]) -> tuple[Parameter, ...]:
             raise TypeError(f"{config.__name__}.{name} must have a default and exactly one of Choice(...), Range(...)")
         description = info.description or ""
         declared = ranges[0]
+        active = next((item for item in info.metadata if isinstance(item, ActiveWhen)), None)
+        active_when = (active.parameter, active.value) if active else None
         if isinstance(declared, Choice):
             parameter = Parameter(
-                name=name, kind="choice", choices=declared.values, default=info.default, description=description
+                name=name,
+                kind="choice",
+                choices=declared.values,
+                default=info.default,
+                description=description,
+                active_when=active_when,
             )
         else:
             parameter = Parameter(
@@ -76,6 +108,7 @@ def parameters_of(config: type[MethodConfig]) -> tuple[Parameter, ...]:
                 step=declared.step,
                 default=info.default,
                 description=description,
+                active_when=active_when,
             )
         parameters.append(parameter)
     return tuple(parameters)
@@ -88,12 +121,21 @@ class CompressionContext:
     Attributes:
         seed: of everything random in this stage.
         calibration: token ids, one int64 tensor ``(1, tokens)`` a document; None when the stage needs none.
+        training: token ids to train on, like ``calibration`` but of all the documents; None when the stage trains not.
+        tokenizer: of the model; None when it has none.
+        load_base: loads the uncompressed model again, in evaluation mode, as a teacher; None outside ``compress``.
+        scratch: a folder that outlives a killed process: what a long stage needs to go on where it stopped. It is
+            removed once the strategy is done. None outside ``compress``.
         device: where to compute.
         progress: told as layers are done.
     """
 
     seed: int = 0
     calibration: Sequence[torch.Tensor] | None = None
+    training: Sequence[torch.Tensor] | None = None
+    tokenizer: Any = None
+    load_base: Callable[[], Any] | None = None
+    scratch: Path | None = None
     device: str = "cpu"
     progress: Progress = no_progress
 
@@ -104,11 +146,57 @@ class Compressed:
 
     Attributes:
         model: the compressed model; may be the one that came in, changed in place.
+        gguf: how to write it as a GGUF file for llama.cpp; None writes safetensors.
         notes: what was done differently from asked, one line a layer; they go into the manifest.
     """
 
     model: Any
     notes: tuple[str, ...] = ()
+    gguf: GgufPlan | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a method's cost depends on.
+
+    Attributes:
+        parameters: of the whole model.
+        linear_parameters: of the linears that methods compress.
+        blocks: decoder blocks.
+        widest_input: largest ``in_features`` of those linears.
+        vocabulary: width of the logits.
+        hidden: width of the residual stream.
+        weight_bytes: of the model as loaded.
+        bytes_per_parameter: of a dense weight as loaded.
+        calibration_tokens: tokens of the calibration windows together; 0 without.
+        training_tokens: tokens of the training windows together; 0 without.
+        threads: CPU threads.
+    """
+
+    parameters: int
+    linear_parameters: int
+    blocks: int
+    widest_input: int
+    vocabulary: int
+    hidden: int
+    weight_bytes: int
+    bytes_per_parameter: int = 2
+    calibration_tokens: int = 0
+    training_tokens: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one run of a method is expected to take.
+
+    Attributes:
+        peak_bytes: largest growth of the process while it runs, the loaded model included.
+        seconds: wall time; a guess from operation counts and this machine's rates.
+    """
+
+    peak_bytes: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -125,7 +213,10 @@ class Method:
         needs_calibration: whether ``context.calibration`` must be there, for at least some parameters.
         calibrates: whether these parameters need it; ``needs_calibration`` decides for all when None.
         needs_gpu: whether it runs on CUDA only.
+        trains: whether it optimises the model on ``context.training``.
         may_follow: categories of stages that may come before it.
+        may_not_follow: names of methods that must not come before it, whatever their category.
+        needs: bytes and seconds one run takes, told from the model's shape; None when nothing is known.
         version: raised whenever the same parameters give another result; part of the content key.
         requires: importable libraries it needs beyond the package's own dependencies.
     """
@@ -138,10 +229,13 @@ class Method:
     paper: str
     needs_calibration: bool = False
     needs_gpu: bool = False
+    trains: bool = False
     may_follow: tuple[Category, ...] = ()
+    may_not_follow: tuple[str, ...] = ()
     version: str = "1"
     requires: tuple[str, ...] = field(default=())
     calibrates: Callable[[Any], bool] | None = None
+    needs: Callable[[Workload, Any], Needs] | None = None
 
     def needs_calibration_for(self, config: MethodConfig) -> bool:
         """Whether a run with this config uses calibration data."""
@@ -158,6 +252,8 @@ class Method:
             paper=self.paper,
             parameters=parameters,
             may_follow=self.may_follow,
+            may_not_follow=self.may_not_follow,
+            trains=self.trains,
             needs_calibration=self.needs_calibration,
             needs_gpu=self.needs_gpu,
             available=unavailable_reason is None,

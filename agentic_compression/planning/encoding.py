@@ -70,7 +70,7 @@ class Encoding:
         stages: list[Stage] = []
         before: list[MethodDescription] = []
         for number in range(self.space.max_stages):
-            allowed = [method for method in self.space.offered if _may_come(method, before)]
+            allowed = [method for method in self.space.offered if self.space.may_come(method, before)]
             if not allowed:
                 break
             after = "+".join(sorted({method.category for method in before}))
@@ -110,7 +110,7 @@ class Encoding:
         before: list[MethodDescription] = []
         for name in chosen:
             method = self.space.method(name)
-            if method is None or not _may_come(method, before):  # STOP, or an order the space forbids
+            if method is None or not self.space.may_come(method, before):  # STOP, or an order the space forbids
                 break
             stages.append(Stage(method=name, parameters=values[name]))
             before.append(method)
@@ -161,10 +161,6 @@ class _FromStrategy:
             raise _NotEncodableError
         self.params[name], self.distributions[name] = value, CategoricalDistribution(list(allowed))
         return value
-
-
-def _may_come(method: MethodDescription, before: Sequence[MethodDescription]) -> bool:
-    return all(earlier.category in method.may_follow for earlier in before)
 
 
 def _is_ordered(values: Sequence[ParameterValue]) -> bool:

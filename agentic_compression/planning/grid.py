@@ -9,7 +9,6 @@ from itertools import islice
 from math import prod
 
 from agentic_compression.records import (
-    Category,
     EpisodeRecord,
     MethodDescription,
     Parameter,
@@ -51,7 +50,7 @@ def canonical(space: SearchSpace, strategy: Strategy) -> Strategy:
         method = space.method(stage.method)
         values = {name: _plain(method, name, value) for name, value in stage.parameters.items()}
         if method is None or not _changes_nothing(method, values):
-            stages.append(Stage(method=stage.method, parameters=values))
+            stages.append(Stage(method=stage.method, parameters=values, when=stage.when))
     return Strategy(stages=tuple(stages))
 
 
@@ -77,16 +76,14 @@ def enumerate_strategies(space: SearchSpace, cap: int = 10_000) -> tuple[tuple[S
 class StrategyGrid:
     """Every legal strategy of a space under one index, without listing them.
 
-    Whether a method may come next depends only on the categories already used, so the counts are a small table over
-    (categories used, stages left).
+    Whether a method may come next depends only on which methods came before, not on their order or parameters, so the
+    counts are a table over (methods used, stages left).
     """
 
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
-        self._axes: dict[str, list[tuple[str, tuple[ParameterValue, ...]]]] = {
-            method.name: _axes(method) for method in space.offered
-        }
-        self._counts: dict[tuple[frozenset[Category], int], int] = {}
+        self._settings = {method.name: _Settings(method) for method in space.offered}
+        self._counts: dict[tuple[frozenset[str], int], int] = {}
 
     @cached_property
     def count(self) -> int:
@@ -107,16 +104,17 @@ class StrategyGrid:
         """
         if not 0 <= index < self.count:
             raise IndexError(f"the grid has {self.count} strategies, got index {index}")
-        rest, left, used, stages = index + 1, self.space.max_stages, frozenset[Category](), list[Stage]()
+        rest, left, used, stages = index + 1, self.space.max_stages, frozenset[str](), list[Stage]()
         while rest:  # 0 is "stop here"
             rest -= 1
             left -= 1
             for method in self._next(used):
-                variants, tails = self._variants(method), self._count(used | {method.category}, left)
+                variants, tails = self._settings[method.name].count, self._count(used | {method.name}, left)
                 if rest < variants * tails:
                     variant, rest = divmod(rest, tails)
-                    stages.append(self._stage(method, variant))
-                    used |= {method.category}
+                    values = self._settings[method.name].at(variant)
+                    stages.append(Stage(method=method.name, parameters=values))
+                    used |= {method.name}
                     break
                 rest -= variants * tails
         return Strategy(stages=tuple(stages))
@@ -142,27 +140,51 @@ class StrategyGrid:
                 return strategy
         return None
 
-    def _next(self, used: frozenset[Category]) -> list[MethodDescription]:
-        return [method for method in self.space.offered if used <= set(method.may_follow)]
+    def _next(self, used: frozenset[str]) -> list[MethodDescription]:
+        before = [method for method in self.space.offered if method.name in used]
+        return [method for method in self.space.offered if self.space.may_come(method, before)]
 
-    def _variants(self, method: MethodDescription) -> int:
-        return prod(len(values) for _, values in self._axes[method.name])
-
-    def _count(self, used: frozenset[Category], left: int) -> int:
+    def _count(self, used: frozenset[str], left: int) -> int:
         if left == 0:
             return 1
         if (used, left) not in self._counts:
             self._counts[used, left] = 1 + sum(
-                self._variants(method) * self._count(used | {method.category}, left - 1) for method in self._next(used)
+                self._settings[method.name].count * self._count(used | {method.name}, left - 1)
+                for method in self._next(used)
             )
         return self._counts[used, left]
 
-    def _stage(self, method: MethodDescription, variant: int) -> Stage:
+
+class _Settings:
+    """The distinct settings of one method's parameters under one index."""
+
+    def __init__(self, method: MethodDescription) -> None:
+        self._axes = _axes(method)
+        self._listed: list[dict[str, ParameterValue]] | None = None
+        if any(parameter.active_when for parameter in method.parameters):
+            space = SearchSpace(methods=(method,))
+            products = (self._product(index) for index in range(self._size))
+            one_stage = (Strategy(stages=(Stage(method=method.name, parameters=values),)) for values in products)
+            distinct = {plain.key: plain.stages[0] for plain in (space.complete(strategy) for strategy in one_stage)}
+            self._listed = [stage.parameters for stage in distinct.values()]
+
+    @property
+    def _size(self) -> int:
+        return prod(len(values) for _, values in self._axes)
+
+    @property
+    def count(self) -> int:
+        return self._size if self._listed is None else len(self._listed)
+
+    def at(self, index: int) -> dict[str, ParameterValue]:
+        return self._product(index) if self._listed is None else self._listed[index]
+
+    def _product(self, index: int) -> dict[str, ParameterValue]:
         values: dict[str, ParameterValue] = {}
-        for name, allowed in self._axes[method.name]:
-            variant, position = divmod(variant, len(allowed))
+        for name, allowed in self._axes:
+            index, position = divmod(index, len(allowed))
             values[name] = allowed[position]
-        return Stage(method=method.name, parameters=values)
+        return values
 
 
 def _axes(method: MethodDescription) -> list[tuple[str, tuple[ParameterValue, ...]]]:

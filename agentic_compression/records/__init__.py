@@ -34,7 +34,7 @@ from agentic_compression.records.frontier import (
 from agentic_compression.records.record import Record, content_digest
 from agentic_compression.records.space import Category, MethodDescription, Parameter, SearchSpace
 from agentic_compression.records.spec import MemoryRequirement, ModelSpec, SizeClass, SpecSource
-from agentic_compression.records.strategy import BASELINE, ParameterValue, Stage, Strategy
+from agentic_compression.records.strategy import BASELINE, Condition, ParameterValue, Stage, Strategy
 from agentic_compression.records.study import PLANNERS, Constraint, StudyConfig, TerminationReason
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "Category",
     "CheckpointRef",
     "CompressionOutcome",
+    "Condition",
     "Constraint",
     "DatasetSpec",
     "DatasetTask",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -26,6 +27,9 @@ class Parameter(Record):
     step: float | None = None
     default: ParameterValue
     description: str = ""
+    active_when: tuple[str, ParameterValue] | None = Field(
+        default=None, description="(other parameter, value): only then does this one matter; else its default stands"
+    )
 
     @model_validator(mode="after")
     def _range_is_complete(self) -> Parameter:
@@ -81,7 +85,9 @@ class MethodDescription(Record):
     may_follow: tuple[Category, ...] = Field(
         default=(), description="categories of stages that may come before this one"
     )
+    may_not_follow: tuple[str, ...] = Field(default=(), description="methods that must not come before this one")
     needs_calibration: bool = False
+    trains: bool = Field(default=False, description="whether it optimises the model on training text")
     needs_gpu: bool = False
     available: bool = True
     unavailable_reason: str | None = Field(default=None, description="why not, and what to install")
@@ -109,12 +115,15 @@ class SearchSpace(Record):
         return tuple(method for method in self.methods if method.available)
 
     def complete(self, strategy: Strategy) -> Strategy:
-        """The same strategy with every default written out, so that equal strategies have equal keys."""
+        """The same strategy with every default written out, so that equal strategies have equal keys.
+
+        A parameter that does not matter, because another has not the value it depends on, takes its default.
+        """
         stages = []
         for stage in strategy.stages:
             method = self.method(stage.method)
-            defaults = {p.name: p.default for p in method.parameters} if method else {}
-            stages.append(Stage(method=stage.method, parameters={**defaults, **stage.parameters}))
+            values = _with_defaults(method, stage.parameters) if method else stage.parameters
+            stages.append(Stage(method=stage.method, parameters=values, when=stage.when))
         return Strategy(stages=tuple(stages), name=strategy.name)
 
     def brief(self, strategy: Strategy) -> str:
@@ -129,8 +138,12 @@ class SearchSpace(Record):
                 for name, value in stage.parameters.items()
                 if name == first or defaults.get(name, ...) != value
             }
-            stages.append(Stage(method=stage.method, parameters=shown))
+            stages.append(Stage(method=stage.method, parameters=shown, when=stage.when))
         return Strategy(stages=tuple(stages)).label
+
+    def may_come(self, method: MethodDescription, before: Sequence[MethodDescription]) -> bool:
+        """Whether a method may be the next stage after these."""
+        return _problem_with_order(method, before) is None
 
     def problem_with(self, strategy: Strategy) -> str | None:
         """Why this strategy is refused (unknown method or parameter, value, order), or None."""
@@ -144,8 +157,18 @@ class SearchSpace(Record):
                 return f"unknown method {stage.method!r}; known: {known} (see: acf methods)"
             if problem := _problem_with_stage(method, stage) or _problem_with_order(method, before):
                 return problem
+            if stage.when is not None and not before:
+                return f"the first stage, {method.name}, cannot have a condition: nothing was done before it"
             before.append(method)
         return None
+
+
+def _with_defaults(method: MethodDescription, given: dict[str, ParameterValue]) -> dict[str, ParameterValue]:
+    values = {parameter.name: parameter.default for parameter in method.parameters} | given
+    for parameter in method.parameters:
+        if parameter.active_when and values.get(parameter.active_when[0]) != parameter.active_when[1]:
+            values[parameter.name] = parameter.default
+    return values
 
 
 def _problem_with_stage(method: MethodDescription, stage: Stage) -> str | None:
@@ -161,8 +184,10 @@ def _problem_with_stage(method: MethodDescription, stage: Stage) -> str | None:
     return None
 
 
-def _problem_with_order(method: MethodDescription, before: list[MethodDescription]) -> str | None:
+def _problem_with_order(method: MethodDescription, before: Sequence[MethodDescription]) -> str | None:
     for earlier in before:
+        if earlier.name in method.may_not_follow:
+            return f"{method.name} cannot follow {earlier.name}; leave one of them out"
         if earlier.category not in method.may_follow:
             allowed = ", ".join(method.may_follow) or "nothing"
             return (

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
 
 from agentic_compression.records.record import Record, content_digest
 
-__all__ = ["BASELINE", "ParameterValue", "Stage", "Strategy"]
+__all__ = ["BASELINE", "Condition", "ParameterValue", "Stage", "Strategy"]
 
 ParameterValue = bool | int | float | str
 MethodName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 ParameterName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+
+
+_FAMILIES = ("prune", "quantize", "low_rank", "heal")
+_CONDITION = re.compile(r"(?P<stage>.*?)\s+if\s+(?P<metric>\w+)\s*>\s*(?P<above>[0-9.eE+-]+)\s*", re.DOTALL)
+
+
+class Condition(Record):
+    """When a stage is carried out: only if what the stages before it made is that much worse than the baseline."""
+
+    metric: Literal["accuracy_drop", "perplexity_increase"] = Field(
+        description="accuracy_drop: baseline's accuracy minus the model's; perplexity_increase: the model's over the "
+        "baseline's, minus 1"
+    )
+    above: float = Field(ge=0, description="the stage runs when the metric is greater")
+
+    @property
+    def label(self) -> str:
+        """``accuracy_drop>0.01``."""
+        return f"{self.metric}>{self.above:g}"
 
 
 class Stage(Record):
@@ -21,12 +40,14 @@ class Stage(Record):
 
     method: MethodName = Field(description="name of a registered compression method")
     parameters: dict[ParameterName, ParameterValue] = Field(default_factory=dict)
+    when: Condition | None = Field(default=None, description="carried out only then; always when absent")
 
     @property
     def label(self) -> str:
-        """``gptq:bits=4,group_size=64``."""
+        """``gptq:bits=4,group_size=64``, with `` if accuracy_drop>0.01`` when there is a condition."""
         values = ",".join(f"{key}={_format_value(value)}" for key, value in sorted(self.parameters.items()))
-        return f"{self.method}:{values}" if values else self.method
+        stage = f"{self.method}:{values}" if values else self.method
+        return f"{stage} if {self.when.label}" if self.when else stage
 
 
 class Strategy(Record):
@@ -43,7 +64,7 @@ class Strategy(Record):
     @property
     def key(self) -> str:
         """Digest of the stages; two strategies with the same key are the same strategy."""
-        return content_digest([stage.model_dump(mode="json") for stage in self.stages])
+        return content_digest([stage.model_dump(mode="json", exclude_none=True) for stage in self.stages])
 
     @property
     def label(self) -> str:
@@ -52,10 +73,10 @@ class Strategy(Record):
 
     @classmethod
     def parse(cls, text: str) -> Strategy:
-        """Read the form that ``label`` writes.
+        """Read the form that ``label`` writes; ``prune:wanda,sparsity=0.3`` is read as ``wanda:sparsity=0.3``.
 
         Raises:
-            ValueError: when the text is not ``method[:name=value[,name=value]…] [| method…]``.
+            ValueError: when the text is not ``method[:name=value[,name=value]…] [if metric>value] [| method…]``.
         """
         if text.strip() in {"", "baseline"}:
             return BASELINE
@@ -80,9 +101,13 @@ def _parse_value(text: str) -> ParameterValue:
 
 
 def _parse_stage(text: str) -> Stage:
-    method, _, rest = text.strip().partition(":")
+    written, when = _parse_condition(text.strip())
+    method, _, rest = written.partition(":")
+    pairs = [item.strip() for item in rest.split(",") if item.strip()]
+    if method.strip() in _FAMILIES and pairs and "=" not in pairs[0]:
+        method = pairs.pop(0)
     parameters: dict[str, ParameterValue] = {}
-    for pair in filter(None, (item.strip() for item in rest.split(","))):
+    for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name.strip() or not value.strip():
             raise ValueError(f"a stage is method:name=value,name=value, got {text.strip()!r}")
@@ -90,9 +115,22 @@ def _parse_stage(text: str) -> Stage:
             raise ValueError(f"{name.strip()} is given twice in {text.strip()!r}")
         parameters[name.strip()] = _parse_value(value.strip())
     try:
-        return Stage(method=method.strip(), parameters=parameters)
+        return Stage(method=method.strip(), parameters=parameters, when=when)
     except ValidationError:
         raise ValueError(f"a stage begins with a method's name in lower case, got {text.strip()!r}") from None
+
+
+def _parse_condition(text: str) -> tuple[str, Condition | None]:
+    found = _CONDITION.fullmatch(text)
+    if found is None:
+        return text, None
+    try:
+        values = {"metric": found["metric"], "above": float(found["above"])}
+        return found["stage"], Condition.model_validate(values)
+    except (ValueError, ValidationError):
+        raise ValueError(
+            f"a condition is 'if accuracy_drop>NUMBER' or 'if perplexity_increase>NUMBER', got {text!r}"
+        ) from None
 
 
 BASELINE = Strategy()
