@@ -6,13 +6,31 @@ are those of a dense layer.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from torch import nn
 
-__all__ = ["BITMASK_NAMES", "MINIMUM_SPARSITY", "compress_bitmask", "decompress_bitmask", "pays_off"]
+from agentic_compression.checkpoints.stored import StoredFormat
+
+__all__ = [
+    "BITMASK_NAMES",
+    "FORMAT",
+    "MINIMUM_SPARSITY",
+    "compress_bitmask",
+    "decompress_bitmask",
+    "pays_off",
+    "sparsity_of",
+]
 
 MINIMUM_SPARSITY = 0.3
 BITMASK_NAMES = ("weight_bitmask", "weight_values", "weight_shape")
+
+
+def sparsity_of(weight: torch.Tensor) -> float:
+    """The share of elements that are zero."""
+    return 1 - int(torch.count_nonzero(weight)) / weight.numel()
 
 
 def pays_off(weight: torch.Tensor) -> bool:
@@ -50,3 +68,12 @@ def decompress_bitmask(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     bits = np.unpackbits(tensors["weight_bitmask"].numpy(), count=weight.numel())
     weight[torch.from_numpy(bits.view(bool))] = values
     return weight.view(shape)
+
+
+def _restore(tensors: dict[str, torch.Tensor], representation: Any, linear: nn.Linear) -> nn.Linear:
+    weight = decompress_bitmask(tensors).to(linear.weight.dtype)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
+
+
+FORMAT = StoredFormat(tensor_names=lambda _: BITMASK_NAMES, restore=_restore)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from agentic_compression.checkpoints.folders import weight_files
 from agentic_compression.checkpoints.manifest import (
     CheckpointManifest,
-    LowRankModule,
-    PackedModule,
+    ModuleRepresentation,
     read_manifest,
 )
+from agentic_compression.checkpoints.stored import format_of_kind
 from agentic_compression.errors import ModelError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _load_own(folder: Path, manifest: CheckpointManifest, dtype: torch.dtype | N
     config = _read_config(folder)
     wanted = dtype or config.dtype or torch.float32
     model = _empty_model(config, wanted)
-    filler = _Filler(model, manifest, wanted)
+    filler = _Filler(model, manifest)
     for file in weight_files(folder):
         filler.read(file)
     filler.finish(folder)
@@ -162,20 +162,19 @@ def _empty_model(config: Any, dtype: torch.dtype) -> Any:
 class _Filler:
     """Puts stored tensors into an empty model, one module at a time."""
 
-    def __init__(self, model: nn.Module, manifest: CheckpointManifest, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, manifest: CheckpointManifest) -> None:
         self._model = model
         self._manifest = manifest
-        self._dtype = dtype
-        self._packed: dict[str, PackedModule] = {}
-        self._bitmask: set[str] = set()
+        self._leaves: dict[str, ModuleRepresentation] = {}
         self._parts: dict[str, dict[str, torch.Tensor]] = {}
-        for name, module in manifest.modules.items():
-            if isinstance(module, LowRankModule):
-                self._split(name, module)
-            elif isinstance(module, PackedModule):
-                self._packed[name] = module
+        # Outer before inner: a low-rank pair must be there before its factors can be replaced.
+        for name, representation in sorted(manifest.modules.items()):
+            form = format_of_kind(representation.kind)
+            if form.tensor_names(representation):
+                self._leaves[name] = representation
             else:
-                self._bitmask.add(name)
+                linear: Any = model.get_submodule(name)
+                model.set_submodule(name, form.restore({}, representation, linear))
 
     def read(self, file: Path) -> None:
         """Take every tensor of one file."""
@@ -184,13 +183,25 @@ class _Filler:
         with TensorFile(file) as source:
             # Grouped by module, so that the parts of one packed weight are held only until it is laid out.
             for name in sorted(source.names):
-                owner, _, leaf = name.rpartition(".")
-                if owner in self._packed and leaf.startswith("weight_"):
-                    self._take_packed(owner, leaf, source.read(name))
-                elif owner in self._bitmask and leaf.startswith("weight_"):
-                    self._take_bitmask(owner, leaf, source.read(name))
-                else:
+                owner = self._owner(name)
+                if owner is None:
                     self._assign(name, source.read(name))
+                else:
+                    self._take(owner, name.removeprefix(f"{owner}."), source.read(name))
+
+    def _owner(self, name: str) -> str | None:
+        """The compressed layer that this tensor is a part of; its bias is a tensor like any other."""
+        owner, _, leaf = name.rpartition(".")
+        while owner:
+            if owner in self._leaves:
+                return (
+                    owner
+                    if leaf in format_of_kind(self._leaves[owner].kind).tensor_names(self._leaves[owner])
+                    else None
+                )
+            owner, _, last = owner.rpartition(".")
+            leaf = f"{last}.{leaf}"
+        return None
 
     def finish(self, folder: Path) -> None:
         """Tie shared tensors and check that nothing is missing.
@@ -212,44 +223,22 @@ class _Filler:
         if missing:
             raise ModelError(f"{folder} misses {len(missing)} tensors, the first is {missing[0]}; build it again")
 
-    def _split(self, name: str, module: LowRankModule) -> None:
-        """Replace a linear by an empty low-rank pair."""
-        import torch
-
-        from agentic_compression.checkpoints.low_rank_linear import LowRankLinear
-
-        linear: Any = self._model.get_submodule(name)
-        with torch.device("meta"):
-            down = torch.nn.Linear(linear.in_features, module.rank, bias=False, dtype=self._dtype)
-            up = torch.nn.Linear(module.rank, linear.out_features, bias=linear.bias is not None, dtype=self._dtype)
-        self._model.set_submodule(name, LowRankLinear(down, up))
-        for part, factor in (("down", module.down), ("up", module.up)):
-            if isinstance(factor, PackedModule):
-                self._packed[f"{name}.{part}"] = factor
-
-    def _take_packed(self, owner: str, leaf: str, tensor: torch.Tensor) -> None:
+    def _take(self, owner: str, leaf: str, tensor: torch.Tensor) -> None:
+        """Keep one part of a layer, and build the layer once all are there."""
         from torch import nn
 
-        from agentic_compression.checkpoints.packed_linear import PackedLinear
-        from agentic_compression.checkpoints.quantized import packed_names, unpack
-
         parts = self._parts.setdefault(owner, {})
         parts[leaf] = tensor
-        representation = self._packed[owner]
-        if len(parts) == len(packed_names(representation.symmetric)):
-            linear: Any = self._model.get_submodule(owner)
-            packed = PackedLinear(unpack(self._parts.pop(owner), representation.bits))
+        representation = self._leaves[owner]
+        form = format_of_kind(representation.kind)
+        if len(parts) < len(form.tensor_names(representation)):
+            return
+        linear: Any = self._model.get_submodule(owner)
+        layer: Any = form.restore(self._parts.pop(owner), representation, linear)
+        if layer is not linear:
             # A bias sorts before the weight's parts, but may lie in another shard and come later.
-            packed.bias = None if linear.bias is None else nn.Parameter(linear.bias, requires_grad=False)
-            self._model.set_submodule(owner, packed)
-
-    def _take_bitmask(self, owner: str, leaf: str, tensor: torch.Tensor) -> None:
-        from agentic_compression.checkpoints.bitmask import BITMASK_NAMES, decompress_bitmask
-
-        parts = self._parts.setdefault(owner, {})
-        parts[leaf] = tensor
-        if len(parts) == len(BITMASK_NAMES):
-            self._assign(f"{owner}.weight", decompress_bitmask(self._parts.pop(owner)))
+            layer.bias = None if linear.bias is None else nn.Parameter(linear.bias, requires_grad=False)
+            self._model.set_submodule(owner, layer)
 
     def _assign(self, name: str, tensor: torch.Tensor) -> None:
         from torch import nn

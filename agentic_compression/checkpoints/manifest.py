@@ -16,7 +16,6 @@ __all__ = [
     "AppliedStage",
     "BitmaskModule",
     "CheckpointManifest",
-    "DenseFactor",
     "LowRankModule",
     "ModuleRepresentation",
     "PackedModule",
@@ -24,7 +23,7 @@ __all__ = [
 ]
 
 MANIFEST_NAME = "acf_checkpoint.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class PackedModule(Record):
@@ -36,19 +35,14 @@ class PackedModule(Record):
     symmetric: bool
 
 
-class DenseFactor(Record):
-    """One factor of a low-rank pair, stored as plain floating point."""
-
-    kind: Literal["dense"] = "dense"
-
-
 class LowRankModule(Record):
-    """A linear stored as ``up @ down``: ``down`` is ``(rank, in_features)``, ``up`` is ``(out_features, rank)``."""
+    """A linear stored as ``up @ down``: ``down`` is ``(rank, in_features)``, ``up`` is ``(out_features, rank)``.
+
+    The two are linears of their own, ``<name>.down`` and ``<name>.up``, listed where they are not dense.
+    """
 
     kind: Literal["low_rank"] = "low_rank"
     rank: int = Field(ge=1)
-    down: Annotated[DenseFactor | PackedModule, Field(discriminator="kind")] = DenseFactor()
-    up: Annotated[DenseFactor | PackedModule, Field(discriminator="kind")] = DenseFactor()
 
 
 class BitmaskModule(Record):

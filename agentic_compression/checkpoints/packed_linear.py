@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -15,9 +15,11 @@ from agentic_compression.checkpoints.int4_kernel import (
     pack_nibbles,
     unpack_nibbles,
 )
-from agentic_compression.checkpoints.quantized import QuantizedTensor
+from agentic_compression.checkpoints.manifest import PackedModule
+from agentic_compression.checkpoints.quantized import QuantizedTensor, pack, packed_names, quantization_config, unpack
+from agentic_compression.checkpoints.stored import StoredFormat
 
-__all__ = ["DEQUANTIZE_FROM_ROWS", "PackedLinear"]
+__all__ = ["DEQUANTIZE_FROM_ROWS", "FORMAT", "PackedLinear"]
 
 # Measured on AVX-512, hidden 256, MLP 768 (docs/decisions.md): below this many rows of x the 4-bit kernel is quicker.
 DEQUANTIZE_FROM_ROWS = 128
@@ -45,6 +47,7 @@ class PackedLinear(nn.Module):
         bias: ``(out_features,)`` or None.
     """
 
+    stored_kind: ClassVar[str] = "packed"
     codes: torch.Tensor
     scales_and_zeros: torch.Tensor
 
@@ -108,6 +111,16 @@ class PackedLinear(nn.Module):
             zero_point=zero_point,
             bits=self.bits,
         )
+
+    @property
+    def representation(self) -> PackedModule:
+        """The manifest's entry; a group as long as the row is written as -1."""
+        group_size = -1 if self.groups == 1 else self.group_size
+        return PackedModule(bits=self.bits, group_size=group_size, symmetric=self.symmetric)
+
+    def stored_tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors of the ``pack-quantized`` format."""
+        return pack(self.quantized())
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
@@ -214,3 +227,15 @@ def _lay_out_scales(layer: PackedLinear, weight: QuantizedTensor) -> torch.Tenso
     exact = torch.equal(scale.to(torch.bfloat16).to(torch.float32), scale)
     kept = torch.bfloat16 if exact else torch.float32
     return pairs.reshape(-1, layer.padded_rows, 2).to(kept).contiguous()
+
+
+def _restore(tensors: dict[str, torch.Tensor], representation: PackedModule, linear: nn.Linear) -> PackedLinear:
+    return PackedLinear(unpack(tensors, representation.bits))
+
+
+FORMAT = StoredFormat(
+    tensor_names=lambda representation: packed_names(representation.symmetric),
+    restore=_restore,
+    standard="compressed-tensors",
+    config=quantization_config,
+)

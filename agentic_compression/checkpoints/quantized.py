@@ -35,13 +35,6 @@ class QuantizedTensor:
         """Input features that share one scale."""
         return self.codes.shape[1] // self.scale.shape[1]
 
-    @property
-    def representation(self) -> PackedModule:
-        """The manifest's entry; a group as long as the row is written as -1 (per row)."""
-        per_row = self.scale.shape[1] == 1
-        group_size = -1 if per_row else self.group_size
-        return PackedModule(bits=self.bits, group_size=group_size, symmetric=self.zero_point is None)
-
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight ``(out_features, in_features)``, computed in float32 and rounded once to ``dtype``."""
         rows, columns = self.codes.shape

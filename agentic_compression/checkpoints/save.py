@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +14,17 @@ from agentic_compression.checkpoints.manifest import (
     AppliedStage,
     BitmaskModule,
     CheckpointManifest,
-    DenseFactor,
-    LowRankModule,
     ModuleRepresentation,
-    PackedModule,
 )
+from agentic_compression.checkpoints.stored import format_of_kind, stored_kind
 from agentic_compression.records import BASELINE, CheckpointRef, Strategy
 from agentic_compression.storage import write_record
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from agentic_compression.checkpoints.gguf_plan import GgufPlan
 
 __all__ = ["ACF_QUANT_METHOD", "CheckpointOrigin", "save_checkpoint"]
 
@@ -40,30 +41,35 @@ class CheckpointOrigin:
     stages: tuple[AppliedStage, ...] = field(default=())
 
 
-def save_checkpoint(model: nn.Module, tokenizer: Any, path: Path, origin: CheckpointOrigin) -> CheckpointRef:
+def save_checkpoint(
+    model: nn.Module, tokenizer: Any, path: Path, origin: CheckpointOrigin, *, gguf: GgufPlan | None = None
+) -> CheckpointRef:
     """Write a model as a checkpoint folder, whole or not at all.
 
-    Linears are stored as they are in the model: ``PackedLinear`` in compressed-tensors' ``pack-quantized`` format,
-    ``LowRankLinear`` as its two factors, and a dense linear with at least 30 % zeros as bitmask and values where that
-    is smaller. With only dense and packed modules any Hugging Face runtime can load the folder. Otherwise the weights
-    are in ``acf_model.safetensors`` and ``config.json`` names the quantization method ``acf``, so that other runtimes
-    refuse the folder: transformers would fill the weights it does not find at random, with only a warning.
+    Linears are stored as they are in the model, each kind in its own format (:mod:`stored`), and a dense linear with at
+    least 30 % zeros as bitmask and values where that is smaller. When all that is not dense has one standard format,
+    any Hugging Face runtime can load the folder. Otherwise the weights are in ``acf_model.safetensors`` and
+    ``config.json`` names the quantization method ``acf``, so that other runtimes refuse the folder: transformers would
+    fill the weights it does not find at random, with only a warning.
 
     Args:
         model: a transformers causal language model.
         tokenizer: its tokenizer, or None to write none.
         path: the folder to create; it must not exist.
         origin: base model, strategy and stages.
+        gguf: write ``model.gguf`` for llama.cpp this way instead of safetensors.
 
     Returns:
         A reference whose ``size_bytes`` counts weights, config, tokenizer and manifest.
     """
     from agentic_compression.checkpoints.tensor_files import write_tensors
 
-    tensors, modules = _gather(model)
-    tensors, aliases = _drop_shared(tensors, _tied_to(model))
-    standard = all(isinstance(module, PackedModule) for module in modules.values())
-    loads_with = ("acf", "transformers") if standard else ("acf",)
+    if gguf is not None:
+        return _save_gguf(model, tokenizer, path, origin, gguf)
+    modules = _representations(model)
+    aliases = _aliases(model)
+    standard = _standard(modules)
+    loads_with = ("acf",) if standard is None else ("acf", "transformers")
     manifest = CheckpointManifest(
         base_digest=origin.base_digest,
         strategy=origin.strategy,
@@ -76,47 +82,86 @@ def save_checkpoint(model: nn.Module, tokenizer: Any, path: Path, origin: Checkp
     with new_folder(path) as folder:
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        write_tensors(tensors, folder, "model" if standard else "acf_model")
+        write_tensors(_groups(model, modules, aliases), folder, "acf_model" if standard is None else "model")
         _write_configs(model, modules, standard, folder)
         write_record(folder / MANIFEST_NAME, manifest)
     return checkpoint_ref(path, origin.strategy.key, loads_with)
 
 
-def _gather(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, ModuleRepresentation]]:
-    """All tensors to store, by their stored name, and the representation of every module that is not dense."""
+def _save_gguf(model: nn.Module, tokenizer: Any, path: Path, origin: CheckpointOrigin, plan: GgufPlan) -> CheckpointRef:
+    from agentic_compression.checkpoints.gguf_file import write_gguf
+
+    manifest = CheckpointManifest(
+        base_digest=origin.base_digest,
+        strategy=origin.strategy,
+        seed=origin.seed,
+        stages=origin.stages,
+        loads_with=("llama.cpp",),
+    )
+    with new_folder(path) as folder:
+        tokenizer.save_pretrained(folder)
+        write_gguf(model, tokenizer, folder / "model.gguf", plan)
+        _write_configs(model, {}, "dense", folder)
+        write_record(folder / MANIFEST_NAME, manifest)
+    return checkpoint_ref(path, origin.strategy.key, manifest.loads_with)
+
+
+def _representations(model: nn.Module) -> dict[str, ModuleRepresentation]:
+    """How every module that is not stored dense is stored."""
     from torch import nn
 
-    from agentic_compression.checkpoints.bitmask import compress_bitmask, pays_off
-    from agentic_compression.checkpoints.low_rank_linear import LowRankLinear
-    from agentic_compression.checkpoints.packed_linear import PackedLinear
-    from agentic_compression.checkpoints.quantized import pack
+    from agentic_compression.checkpoints.bitmask import pays_off, sparsity_of
 
-    tensors: dict[str, torch.Tensor] = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     modules: dict[str, ModuleRepresentation] = {}
     tied = {id(parameter) for parameter in _embedding_weights(model)}
     for name, module in model.named_modules():
-        if isinstance(module, LowRankLinear):
-            modules[name] = _low_rank(module)
-        elif isinstance(module, PackedLinear):
-            quantized = module.quantized()
-            tensors.update({f"{name}.{key}": value for key, value in pack(quantized).items()})
-            if name.rpartition(".")[0] not in modules:  # the factors of a low-rank pair are listed with the pair
-                modules[name] = quantized.representation
+        layer: Any = module
+        if stored_kind(module) is not None:
+            modules[name] = layer.representation
         elif isinstance(module, nn.Linear) and id(module.weight) not in tied and pays_off(module.weight):
-            stored = compress_bitmask(tensors.pop(f"{name}.weight"))
-            tensors.update({f"{name}.{key}": value for key, value in stored.items()})
-            sparsity = 1 - stored["weight_values"].numel() / module.weight.numel()
-            modules[name] = BitmaskModule(sparsity=round(sparsity, 6))
-    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, modules
+            modules[name] = BitmaskModule(sparsity=round(sparsity_of(module.weight), 6))
+    return modules
 
 
-def _low_rank(module: Any) -> LowRankModule:
-    from agentic_compression.checkpoints.packed_linear import PackedLinear
+def _groups(
+    model: nn.Module, modules: dict[str, ModuleRepresentation], aliases: dict[str, str]
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The tensors to store, by their stored name, one module at a time; each shared tensor once."""
+    from agentic_compression.checkpoints.bitmask import compress_bitmask
 
-    def of(part: Any) -> DenseFactor | PackedModule:
-        return part.quantized().representation if isinstance(part, PackedLinear) else DenseFactor()
+    def ready(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: tensor.detach().cpu().contiguous()}
 
-    return LowRankModule(rank=int(module.down.out_features), down=of(module.down), up=of(module.up))
+    for name, module in model.named_modules():
+        layer: Any = module
+        kind = stored_kind(module)
+        own = dict(module.named_parameters(prefix=name, recurse=False)) | _persistent_buffers(module, name)
+        stored: dict[str, torch.Tensor] = {}
+        if kind is not None:
+            own = {key: tensor for key, tensor in own.items() if key == f"{name}.bias"}
+            stored = layer.stored_tensors()
+        elif name in modules:
+            stored = compress_bitmask(own.pop(f"{name}.weight"))
+        group = {f"{name}.{key}": tensor.detach().cpu().contiguous() for key, tensor in stored.items()}
+        for key, tensor in own.items():
+            if key not in aliases:
+                group |= ready(key, tensor)
+        if group:
+            yield group
+
+
+def _persistent_buffers(module: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        f"{prefix}.{key}" if prefix else key: buffer
+        for key, buffer in module._buffers.items()
+        if buffer is not None and key not in module._non_persistent_buffers_set
+    }
+
+
+def _standard(modules: dict[str, ModuleRepresentation]) -> str | None:
+    """The one standard format of all modules that are not dense, ``dense`` when there are none, None when mixed."""
+    names = {format_of_kind(module.kind).standard for module in modules.values()}
+    return next(iter(names), "dense") if len(names) <= 1 else None
 
 
 def _embedding_weights(model: nn.Module) -> list[torch.Tensor]:
@@ -130,28 +175,30 @@ def _tied_to(model: nn.Module) -> dict[str, str]:
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
-def _drop_shared(
-    tensors: dict[str, torch.Tensor], tied: dict[str, str]
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Keep one name of every tensor stored under several: the one others are tied to, else the first."""
-    kept: dict[str, torch.Tensor] = {}
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Of every tensor stored under several names, all but one with the one that stays.
+
+    The name that others are tied to stays, else the first.
+    """
+    tied = _tied_to(model)
+    named = dict(model.named_parameters(remove_duplicate=False))
+    for name, module in model.named_modules(remove_duplicate=False):
+        named |= _persistent_buffers(module, name)
     owner: dict[tuple[int, tuple[int, ...]], str] = {}
     aliases: dict[str, str] = {}
-    for name in sorted(tensors, key=lambda name: (name in tied, name)):
-        tensor = tensors[name]
-        key = (tensor.data_ptr(), tuple(tensor.shape))
-        if tensor.numel() and key in owner:
+    for name in sorted(named, key=lambda name: (name in tied, name)):
+        key = (named[name].data_ptr(), tuple(named[name].shape))
+        if named[name].numel() and key in owner:
             aliases[name] = owner[key]
         else:
             owner[key] = name
-            kept[name] = tensor
-    return kept, aliases
+    return aliases
 
 
-def _write_configs(model: nn.Module, modules: dict[str, ModuleRepresentation], standard: bool, folder: Path) -> None:
+def _write_configs(
+    model: nn.Module, modules: dict[str, ModuleRepresentation], standard: str | None, folder: Path
+) -> None:
     from torch import nn
-
-    from agentic_compression.checkpoints.quantized import quantization_config
 
     settings: Any = model.config
     config: dict[str, Any] = json.loads(settings.to_json_string(use_diff=True))
@@ -159,12 +206,13 @@ def _write_configs(model: nn.Module, modules: dict[str, ModuleRepresentation], s
     config["architectures"] = [type(model).__name__]
     dtype: Any = model.dtype
     config["dtype"] = str(dtype).removeprefix("torch.")
-    packed = {name: module for name, module in modules.items() if isinstance(module, PackedModule)}
-    if not standard:
+    if standard is None:
         config["quantization_config"] = {"quant_method": ACF_QUANT_METHOD}
-    elif packed:
+    elif modules:
+        make = format_of_kind(next(iter(modules.values())).kind).config
         dense = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-        config["quantization_config"] = quantization_config(packed, dense)
+        if make is not None:
+            config["quantization_config"] = make(dict(modules), dense)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     generation = getattr(model, "generation_config", None)
     if generation is not None:

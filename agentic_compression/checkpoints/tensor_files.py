@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from agentic_compression.errors import ModelError
 
 __all__ = ["SHARD_BYTES", "TensorFile", "write_tensors"]
 
-SHARD_BYTES = 5_000_000_000
+SHARD_BYTES = 1_000_000_000
 _MAXIMUM_HEADER = 100_000_000
 _DTYPES = {
     "F64": torch.float64,
@@ -89,31 +90,44 @@ class TensorFile:
         return tensor
 
 
-def write_tensors(tensors: dict[str, torch.Tensor], folder: Path, stem: str = "model") -> None:
-    """Write ``<stem>.safetensors``, or shards of at most 5 GB with ``<stem>.safetensors.index.json``.
+def write_tensors(groups: Iterable[dict[str, torch.Tensor]], folder: Path, stem: str = "model") -> None:
+    """Write ``<stem>.safetensors``, or shards of about 1 GB with ``<stem>.safetensors.index.json``.
+
+    Groups are asked for one at a time and let go once their shard is written, so that tensors made for storing need no
+    more than a shard's memory.
 
     Args:
-        tensors: contiguous tensors by name, no two sharing memory.
+        groups: contiguous tensors by name, no two sharing memory.
         folder: an existing folder.
         stem: start of the file names.
     """
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    filled = 0
-    for name in sorted(tensors):
-        size = tensors[name].nbytes
-        if filled and filled + size > SHARD_BYTES:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = tensors[name]
-        filled += size
-    if len(shards) == 1:
-        save_file(shards[0], folder / f"{stem}.safetensors", metadata={"format": "pt"})
+    shard: dict[str, torch.Tensor] = {}
+    written: list[dict[str, int]] = []  # bytes by name, by shard
+
+    def flush() -> None:
+        save_file(dict(sorted(shard.items())), folder / _shard_name(stem, len(written)), metadata={"format": "pt"})
+        written.append({name: tensor.nbytes for name, tensor in shard.items()})
+        shard.clear()
+
+    for group in groups:
+        if shard and sum(tensor.nbytes for tensor in (*shard.values(), *group.values())) > SHARD_BYTES:
+            flush()
+        shard.update(group)
+        del group
+    if shard or not written:
+        flush()
+    if len(written) == 1:
+        (folder / _shard_name(stem, 0)).rename(folder / f"{stem}.safetensors")
         return
     names = {}
-    for index, shard in enumerate(shards, start=1):
-        file_name = f"{stem}-{index:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file_name, metadata={"format": "pt"})
-        names.update(dict.fromkeys(shard, file_name))
-    total = sum(tensor.nbytes for tensor in tensors.values())
+    for index, sizes in enumerate(written):
+        name = f"{stem}-{index + 1:05d}-of-{len(written):05d}.safetensors"
+        (folder / _shard_name(stem, index)).rename(folder / name)
+        names.update(dict.fromkeys(sizes, name))
+    total = sum(size for sizes in written for size in sizes.values())
     index_text = json.dumps({"metadata": {"total_size": total}, "weight_map": names}, indent=2, sort_keys=True)
     (folder / f"{stem}.safetensors.index.json").write_text(index_text + "\n")
+
+
+def _shard_name(stem: str, index: int) -> str:
+    return f"{stem}.{index}.safetensors"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from pydantic import ValidationError
 from agentic_compression.checkpoints import (
     AppliedStage,
     CheckpointOrigin,
+    LoadedCheckpoint,
     checkpoint_ref,
     load_checkpoint,
     read_manifest,
@@ -20,7 +23,8 @@ from agentic_compression.checkpoints import (
 )
 from agentic_compression.errors import AcfError, CompressionError, ModelError, StrategyError
 from agentic_compression.methods.calibration import calibration_tokens
-from agentic_compression.methods.interface import CompressionContext, Method
+from agentic_compression.methods.interface import Compressed, CompressionContext, Method
+from agentic_compression.methods.prefixes import PREFIXES, make_room, stored_prefix
 from agentic_compression.methods.registry import get_method, search_space
 from agentic_compression.methods.request import CompressionRequest
 from agentic_compression.progress import Progress, no_progress
@@ -39,14 +43,15 @@ if TYPE_CHECKING:
 __all__ = ["compress", "content_key"]
 
 _LONGEST = 8
+_WORTH_KEEPING_SECONDS = 10.0
 
 
 def compress(request: CompressionRequest, progress: Progress = no_progress) -> CompressionOutcome:
     """Apply the strategy's stages in order and save the result to ``<checkpoints_root>/<content key>/``.
 
     A complete folder of that key is returned at once with ``cached=True``. The baseline is the user's own folder,
-    ``shared=True``. Where a checkpoint of the strategy's first stages is there and holds no packed layer, work starts
-    from it: dense, sparse and low-rank layers come back from disk bit for bit.
+    ``shared=True``. Where a result of the strategy's first stages is stored, work starts from it; results of stages
+    that took long are stored on the way.
 
     Args:
         request: model, strategy, seed, calibration text and where to store.
@@ -117,6 +122,8 @@ def _checked(strategy: Strategy) -> Strategy:
     complete = space.complete(strategy)
     for stage in complete.stages:
         _config(stage)
+        if stage.when is not None:
+            raise StrategyError(f"stage {stage.label}: its condition must be decided before it is carried out")
     return complete
 
 
@@ -133,7 +140,8 @@ def _config(stage: Stage) -> Any:
 
 
 def _calibrates(strategy: Strategy) -> bool:
-    return any(get_method(stage.method).needs_calibration_for(_config(stage)) for stage in strategy.stages)
+    methods = [(get_method(stage.method), _config(stage)) for stage in strategy.stages]
+    return any(method.trains or method.needs_calibration_for(config) for method, config in methods)
 
 
 def _stored(folder: Path, strategy: Strategy) -> CheckpointRef | None:
@@ -149,71 +157,118 @@ def _build(
 
     if request.threads:
         torch.set_num_threads(request.threads)
+    scratch = folder.parent / f".{folder.name}.scratch"
     model, tokenizer, applied = _start(request, strategy)
     timings = [StageTiming(stage=stage.label, seconds=0.0, cached=True) for stage in strategy.stages[: len(applied)]]
-    windows = _calibration(request, strategy, tokenizer, len(applied))
+    windows = _Windows(request, strategy, tokenizer)
+    gguf = None
     for index, stage in enumerate(strategy.stages[len(applied) :], start=len(applied)):
         started = time.perf_counter()
+        method = get_method(stage.method)
         context = CompressionContext(
-            seed=request.seed + index, calibration=windows, device=request.device, progress=progress
+            seed=request.seed + index,
+            calibration=windows.calibration() if method.needs_calibration_for(_config(stage)) else None,
+            training=windows.training() if method.trains else None,
+            tokenizer=tokenizer,
+            load_base=lambda: _load_base(request).model,
+            scratch=scratch / str(index),
+            device=request.device,
+            progress=progress,
         )
         torch.manual_seed(context.seed)
-        model, notes = _apply(get_method(stage.method), stage, model, context)
-        applied.append(AppliedStage(method=stage.method, version=get_method(stage.method).version, notes=notes))
-        timings.append(StageTiming(stage=stage.label, seconds=time.perf_counter() - started))
-    origin = CheckpointOrigin(
+        result = _apply(method, stage, model, context)
+        model, gguf = result.model, result.gguf
+        applied.append(AppliedStage(method=stage.method, version=method.version, notes=result.notes))
+        seconds = time.perf_counter() - started
+        timings.append(StageTiming(stage=stage.label, seconds=seconds))
+        if index + 1 < len(strategy.stages) and (method.trains or seconds >= _WORTH_KEEPING_SECONDS):
+            _keep_prefix(request, strategy, applied, model, tokenizer)
+    reference = save_checkpoint(model, tokenizer, folder, _origin(request, strategy, applied), gguf=gguf)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return reference, tuple(timings)
+
+
+def _origin(request: CompressionRequest, strategy: Strategy, applied: Sequence[AppliedStage]) -> CheckpointOrigin:
+    return CheckpointOrigin(
         base_digest=request.base_digest, strategy=strategy, seed=request.seed, stages=tuple(applied)
     )
-    return save_checkpoint(model, tokenizer, folder, origin), tuple(timings)
+
+
+def _keep_prefix(
+    request: CompressionRequest, strategy: Strategy, applied: Sequence[AppliedStage], model: Any, tokenizer: Any
+) -> None:
+    """Store what the stages so far made, for strategies that begin alike and for going on after a kill."""
+    prefix = Strategy(stages=strategy.stages[: len(applied)])
+    root = Path(request.checkpoints_root)
+    key = content_key(request, prefix)
+    needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    if stored_prefix(root, key) is None and make_room(root, needed, request.prefix_cache_bytes):
+        save_checkpoint(model, tokenizer, root / PREFIXES / key, _origin(request, prefix, applied))
 
 
 def _start(request: CompressionRequest, strategy: Strategy) -> tuple[Any, Any, list[AppliedStage]]:
-    """The base model, or a stored checkpoint of the strategy's first stages where continuing from it is exact."""
+    """The base model, or a stored result of the strategy's first stages: layers come back from disk bit for bit."""
     for length in range(len(strategy.stages) - 1, 0, -1):
         prefix = Strategy(stages=strategy.stages[:length])
-        folder = Path(request.checkpoints_root) / content_key(request, prefix)
-        manifest = read_manifest(folder) if folder.is_dir() else None
-        if manifest is not None and not _holds_packed(manifest.model_dump_json()):
+        folder = stored_prefix(Path(request.checkpoints_root), content_key(request, prefix))
+        manifest = read_manifest(folder) if folder is not None else None
+        if folder is not None and manifest is not None and "acf" in manifest.loads_with:
             loaded = load_checkpoint(folder, device=request.device)
             return loaded.model, loaded.tokenizer, list(manifest.stages)
+    loaded = _load_base(request)
+    _check_finite(loaded.model, f"the base model {request.model_path}")
+    return loaded.model, loaded.tokenizer, []
+
+
+def _load_base(request: CompressionRequest) -> LoadedCheckpoint:
     base = Path(request.model_path)
     if read_manifest(base) is not None:
         raise ModelError(f"the base model must not be compressed, got {base}; start from the original model")
     loaded = load_checkpoint(base, device=request.device, trust_remote_code=request.trust_remote_code)
     if getattr(loaded.model.config, "quantization_config", None) is not None:
         raise ModelError(f"the base model must not be quantized, got {base}; start from the original model")
-    _check_finite(loaded.model, f"the base model {base}")
-    return loaded.model, loaded.tokenizer, []
+    return loaded
 
 
-def _holds_packed(manifest_json: str) -> bool:
-    return '"kind":"packed"' in manifest_json
+class _Windows:
+    """Token windows of the calibration text, made when the first stage that needs them comes."""
 
+    def __init__(self, request: CompressionRequest, strategy: Strategy, tokenizer: Any) -> None:
+        self._request, self._strategy, self._tokenizer = request, strategy, tokenizer
+        self._calibration: list[torch.Tensor] | None = None
+        self._training: list[torch.Tensor] | None = None
 
-def _calibration(
-    request: CompressionRequest, strategy: Strategy, tokenizer: Any, done: int
-) -> list[torch.Tensor] | None:
-    rest = Strategy(stages=strategy.stages[done:])
-    if not _calibrates(rest):
-        return None
-    names = ", ".join(stage.method for stage in rest.stages if get_method(stage.method).needs_calibration)
-    if request.calibration_path is None:
-        raise CompressionError(
-            f"{names} needs calibration text, got no calibration_path; give a JSONL file of {{text}}, or use a method "
-            "that needs none (see: acf methods)"
+    def calibration(self) -> list[torch.Tensor]:
+        """A seeded sample of documents."""
+        if self._calibration is None:
+            self._calibration = self._read(self._request.calibration_samples)
+        return self._calibration
+
+    def training(self) -> list[torch.Tensor]:
+        """All documents."""
+        if self._training is None:
+            self._training = self._read(sys.maxsize)
+        return self._training
+
+    def _read(self, samples: int) -> list[torch.Tensor]:
+        request = self._request
+        names = ", ".join(
+            stage.method
+            for stage in self._strategy.stages
+            if get_method(stage.method).trains or get_method(stage.method).needs_calibration
         )
-    if tokenizer is None:
-        raise CompressionError(f"{names} needs a tokenizer, {request.model_path} has none; add tokenizer.json")
-    return calibration_tokens(
-        Path(request.calibration_path),
-        tokenizer,
-        request.calibration_samples,
-        request.calibration_tokens,
-        request.seed,
-    )
+        if request.calibration_path is None:
+            raise CompressionError(
+                f"{names} needs calibration text, got no calibration_path; give a JSONL file of {{text}}, or use a "
+                "method that needs none (see: acf methods)"
+            )
+        if self._tokenizer is None:
+            raise CompressionError(f"{names} needs a tokenizer, {request.model_path} has none; add tokenizer.json")
+        path = Path(request.calibration_path)
+        return calibration_tokens(path, self._tokenizer, samples, request.calibration_tokens, request.seed)
 
 
-def _apply(method: Method, stage: Stage, model: Any, context: CompressionContext) -> tuple[Any, tuple[str, ...]]:
+def _apply(method: Method, stage: Stage, model: Any, context: CompressionContext) -> Compressed:
     """Run one stage; whatever goes wrong names the stage."""
     try:
         result = method.apply(model, _config(stage), context)
@@ -229,7 +284,7 @@ def _apply(method: Method, stage: Stage, model: Any, context: CompressionContext
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         cause = f"{type(error).__name__}: {error}"
         raise CompressionError(f"stage {stage.label}: {cause}; try other parameters or another method") from error
-    return result.model, result.notes
+    return result
 
 
 def _check_finite(model: Any, what: str) -> None:

@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ActiveWhen:
-    """A field that matters only when another has this value: ``Annotated[float, Range(…), ActiveWhen("pattern", "…")]``.
+    """A field that matters only when another has this value: ``ActiveWhen("pattern", "unstructured")``.
 
     Otherwise it takes its default, so that settings that do the same are the same.
     """

@@ -20,6 +20,9 @@ class CompressionRequest(Record):
     calibration_digest: str | None = None
     calibration_samples: int = Field(default=128, ge=1, description="documents drawn, seeded")
     calibration_tokens: int = Field(default=256, ge=8, description="a document is cut to this many tokens")
+    prefix_cache_bytes: int = Field(
+        default=4_000_000_000, ge=0, description="results of first stages may take so much; 0 keeps none"
+    )
     checkpoints_root: str = Field(description="folder that holds one checkpoint folder a content key")
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; torch's own choice when None")

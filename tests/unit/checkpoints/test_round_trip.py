@@ -130,11 +130,11 @@ def test_manifest_names_every_compressed_module(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path / "made")
     assert manifest is not None
     assert manifest.base_digest == "base"
-    assert len(manifest.modules) == 14
+    assert len(manifest.modules) == 3 * 14  # a pair and its two factors
     pair = manifest.modules["model.layers.0.self_attn.q_proj"]
     assert isinstance(pair, LowRankModule)
-    assert isinstance(pair.down, PackedModule)
     assert pair.rank == 16
+    assert isinstance(manifest.modules["model.layers.0.self_attn.q_proj.down"], PackedModule)
 
 
 def test_plain_folder_loads_without_manifest(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Engines that load a checkpoint and run it: one Protocol, several engines."""
