@@ -11,7 +11,10 @@ import typer
 from agentic_compression.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from agentic_compression.records import FrontierDocument, ModelSpec
+    from collections.abc import Sequence
+
+    from agentic_compression.methods import Template
+    from agentic_compression.records import FrontierDocument, MethodDescription, ModelSpec
 
 __all__ = ["analyze", "frontier", "methods", "print_spec", "spec"]
 
@@ -68,49 +71,90 @@ def print_spec(spec: ModelSpec, *, to_stderr: bool = False) -> None:
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Show one method with parameters, ranges and an example.")] = None,
+    action: Annotated[str | None, typer.Argument(metavar="[show]", help="'show' for one method.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The method, with 'show'.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compression methods: which can run on this machine, and why not.
+    """Compression methods and templates: which can run on this machine, and why not.
 
     Examples:
 
       acf methods
 
-      acf methods gptq
+      acf methods show gptq
+
+      acf methods --json
     """
+    from agentic_compression.methods import describe_methods, templates
+
+    known = describe_methods()
+    wanted = name if action == "show" else action
+    if (action == "show") != (name is not None):
+        raise ConfigurationError("use 'acf methods', or 'acf methods show NAME'")
+    if wanted is not None:
+        known = tuple(method for method in known if method.name == wanted)
+        if not known:
+            names = ", ".join(method.name for method in describe_methods())
+            raise ConfigurationError(f"unknown method {wanted!r}; known: {names}")
+    if as_json:
+        typer.echo(json.dumps([method.model_dump(mode="json") for method in known], indent=2))
+    elif wanted is not None:
+        _print_method(known[0])
+    else:
+        _print_methods(known, templates())
+
+
+def _print_methods(known: Sequence[MethodDescription], named: Sequence[Template]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
     from agentic_compression.cli.live import wide_console
-    from agentic_compression.methods import describe_methods
 
-    known = describe_methods()
-    if name is not None:
-        chosen = [method for method in known if method.name == name]
-        if not chosen:
-            names = ", ".join(method.name for method in known)
-            raise ConfigurationError(f"unknown method {name!r}; known: {names}")
-        known = tuple(chosen)
-    if as_json:
-        typer.echo(json.dumps([method.model_dump(mode="json") for method in known], indent=2))
-        return
     console = wide_console()
     table = Table("method", "category", "what it does", "available")
     for method in known:
         state = "yes" if method.available else f"no: {method.unavailable_reason}"
         table.add_row(method.name, method.category, escape(method.summary), escape(state))
     console.print(table)
-    if name is None:
-        return
-    parameters = Table("parameter", "allowed", "default", "meaning")
-    for parameter in known[0].parameters:
-        parameters.add_row(parameter.name, parameter.allowed, str(parameter.default), escape(parameter.description))
-    console.print(parameters)
-    console.print(
-        f"may follow: {', '.join(known[0].may_follow) or 'nothing'}; calibration: {known[0].needs_calibration}"
-    )
-    console.print(f"source: {escape(known[0].paper)}\nexample: acf compress -m demo --strategy {known[0].example!r}")
+    shown = Table("template", "strategy", "what for")
+    for template in named:
+        shown.add_row(template.name, escape(template.strategy.label), escape(template.description))
+    console.print(shown)
+    console.print("One method: acf methods show gptq")
+
+
+def _print_method(method: MethodDescription) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from agentic_compression.cli.live import wide_console
+
+    console = wide_console()
+    console.print(f"{method.name} ({method.category}): {escape(method.summary)}", soft_wrap=True)
+    if not method.available:
+        console.print(f"[yellow]not available:[/] {escape(method.unavailable_reason or '')}", soft_wrap=True)
+    table = Table("parameter", "allowed", "default", "meaning")
+    for parameter in method.parameters:
+        meaning = parameter.description
+        if parameter.active_when:
+            meaning += f" (only with {parameter.active_when[0]}={parameter.active_when[1]})"
+        table.add_row(parameter.name, parameter.allowed, str(parameter.default), escape(meaning))
+    console.print(table)
+    needs = [
+        text
+        for wanted, text in (
+            (method.needs_calibration, "calibration text"),
+            (method.trains, "training text"),
+            (method.needs_gpu, "an NVIDIA GPU"),
+        )
+        if wanted
+    ]
+    console.print(f"needs: {', '.join(needs) or 'nothing but the model'}")
+    console.print(f"may follow: {', '.join(method.may_follow) or 'nothing'}")
+    if method.may_not_follow:
+        console.print(f"may not follow: {', '.join(method.may_not_follow)}")
+    console.print(f"source: {escape(method.paper)}", soft_wrap=True)
+    console.print(f'example: acf compress -m demo --strategy "{escape(method.example)}"', soft_wrap=True)
 
 
 def frontier(

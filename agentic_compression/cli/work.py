@@ -22,7 +22,10 @@ Model = Annotated[str, typer.Option("--model", "-m", help="Hub id, checkpoint fo
 
 def compress(
     model: Model,
-    strategy: Annotated[str, typer.Option(help='Stages: "magnitude:sparsity=0.3 | gptq:bits=4".')],
+    strategy: Annotated[
+        str,
+        typer.Option(help='Stages ("wanda:sparsity=0.3 | gptq:bits=4"), a template, or a .yaml/.json file of them.'),
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Copy the checkpoint into this new folder.")
     ] = None,
@@ -36,7 +39,13 @@ def compress(
 
       acf compress -m demo --strategy "gptq:bits=4,group_size=64"
 
-      acf compress -m demo --strategy "magnitude:sparsity=0.3 | rtn:bits=8" -o ./small
+      acf compress -m demo --strategy "prune:wanda,sparsity=0.3 | gptq:bits=4" -o ./small
+
+      acf compress -m demo --strategy "gguf:type=Q4_K_M"
+
+      acf compress -m demo --strategy "drop_channels:share=0.2 | distill if accuracy_drop>0.01 | gptq:bits=4"
+
+      acf compress -m demo --strategy balanced_quality
     """
     if output is not None and output.exists():
         raise ConfigurationError(f"--output {output} exists already; choose a new folder")
@@ -53,6 +62,8 @@ def compress(
     if as_json:
         typer.echo(outcome.model_dump_json(indent=2))
         return
+    for line in outcome.decisions:
+        typer.echo(line)
     size = outcome.checkpoint.size_bytes / 1e6
     typer.echo(
         f"compressed in {outcome.seconds:.1f} s: {size:.2f} MB in {place}; next: acf evaluate -m {place} -d {dataset}"
@@ -174,13 +185,9 @@ def _prepare(
 
 
 def _parse(text: str, max_stages: int) -> Strategy:
-    from agentic_compression.methods import search_space
-    from agentic_compression.records import Strategy
+    from agentic_compression.methods import read_strategy, search_space
 
-    try:
-        strategy = Strategy.parse(text)
-    except ValueError as error:
-        raise StrategyError(str(error)) from error
+    strategy = read_strategy(text)
     space = search_space(max_stages)
     if problem := space.problem_with(strategy):
         raise StrategyError(problem)

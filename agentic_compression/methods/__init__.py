@@ -15,6 +15,7 @@ from agentic_compression.methods.interface import (
 )
 from agentic_compression.methods.registry import ENTRY_POINT_GROUP, describe_methods, get_method, search_space
 from agentic_compression.methods.request import CompressionRequest
+from agentic_compression.methods.templates import Template, read_strategy, templates
 
 __all__ = [
     "ENTRY_POINT_GROUP",
@@ -27,11 +28,14 @@ __all__ = [
     "MethodConfig",
     "Needs",
     "Range",
+    "Template",
     "Workload",
     "compress",
     "content_key",
     "describe_methods",
     "get_method",
     "parameters_of",
+    "read_strategy",
     "search_space",
+    "templates",
 ]

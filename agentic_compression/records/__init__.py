@@ -8,6 +8,7 @@ from agentic_compression.records.episode import (
     EpisodeStatus,
     EvaluationOutcome,
     Proposal,
+    QualityOutcome,
     StageTiming,
 )
 from agentic_compression.records.evaluation import (
@@ -72,6 +73,7 @@ __all__ = [
     "Perplexity",
     "PlannerUsage",
     "Proposal",
+    "QualityOutcome",
     "Record",
     "SearchSpace",
     "SizeClass",

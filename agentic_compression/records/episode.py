@@ -18,6 +18,7 @@ __all__ = [
     "EpisodeStatus",
     "EvaluationOutcome",
     "Proposal",
+    "QualityOutcome",
     "StageTiming",
 ]
 
@@ -66,6 +67,9 @@ class CompressionOutcome(Record):
     joules: float = 0.0
     energy_source: Literal["measured", "estimated"] = "estimated"
     peak_rss_bytes: int = 0
+    decisions: tuple[str, ...] = Field(
+        default=(), description="of every stage with a condition: whether it was carried out, and why"
+    )
     cached: bool = Field(default=False, description="the same work had been done before")
 
 
@@ -79,6 +83,18 @@ class EvaluationOutcome(Record):
     joules: float = 0.0
     energy_source: Literal["measured", "estimated"] = "estimated"
     cached: bool = False
+
+
+class QualityOutcome(Record):
+    """Accuracy and perplexity alone, for deciding whether a stage is needed."""
+
+    status: EpisodeStatus
+    error: str | None = None
+    accuracy: float | None = None
+    perplexity: float | None = None
+    seconds: float = 0.0
+    joules: float = 0.0
+    energy_source: Literal["measured", "estimated"] = "estimated"
 
 
 class EpisodeRecord(Record):
@@ -102,6 +118,7 @@ class EpisodeRecord(Record):
     joules: float = Field(default=0.0, description="spent by this episode, compression and evaluation")
     energy_source: Literal["measured", "estimated"] = "estimated"
     co2_grams_spent: float = Field(default=0.0, description="emitted by running this episode")
+    decisions: tuple[str, ...] = Field(default=(), description="what became of stages with a condition")
     environment: Environment | None = None
     started_at: str = Field(default="", description="UTC, ISO 8601")
     finished_at: str = ""

@@ -60,6 +60,7 @@ class EpisodeResults(Record):
     strategy: str
     rationale: str = ""
     source: str = ""
+    decisions: tuple[str, ...] = Field(default=(), description="what became of stages with a condition")
     objectives: Objectives | None = None
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     benchmark_scores: dict[str, float] = Field(default_factory=dict)

@@ -185,6 +185,8 @@ def _problem_with_stage(method: MethodDescription, stage: Stage) -> str | None:
 
 
 def _problem_with_order(method: MethodDescription, before: Sequence[MethodDescription]) -> str | None:
+    if before and before[-1].name == method.name:
+        return f"{method.name} cannot directly follow itself; leave one of them out"
     for earlier in before:
         if earlier.name in method.may_not_follow:
             return f"{method.name} cannot follow {earlier.name}; leave one of them out"

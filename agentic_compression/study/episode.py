@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+from agentic_compression.checkpoints import checkpoint_ref
 from agentic_compression.data import require_valid, resolve_dataset, validate_dataset, write_report
 from agentic_compression.errors import AcfError
 from agentic_compression.evaluation.energy import EnergyMeter, select_counter
@@ -17,6 +18,7 @@ from agentic_compression.methods import describe_methods, search_space
 from agentic_compression.methods.request import CompressionRequest
 from agentic_compression.planning import propose_episode
 from agentic_compression.records import (
+    CheckpointRef,
     CompressionOutcome,
     DatasetSpec,
     EpisodePlan,
@@ -24,6 +26,7 @@ from agentic_compression.records import (
     EvaluationOutcome,
     FrontierDocument,
     ModelSpec,
+    QualityOutcome,
     Record,
     SearchSpace,
     Strategy,
@@ -35,6 +38,7 @@ from agentic_compression.resources import configs_dir
 from agentic_compression.settings import Settings
 from agentic_compression.spec import infer_spec
 from agentic_compression.storage import folder_bytes, write_record
+from agentic_compression.study.conditions import settle_conditions
 from agentic_compression.study.files import episode_folder, write_episode, write_spec, write_study_files
 from agentic_compression.study.model_source import fetch_model, readable_model
 from agentic_compression.study.naming import short_name
@@ -43,8 +47,9 @@ from agentic_compression.study.workbench import Workbench
 
 __all__ = ["compress", "dataset_of", "evaluate", "infer_model_spec", "plan_episode", "update_frontier", "validate_data"]
 
-Outcome = TypeVar("Outcome", CompressionOutcome, EvaluationOutcome)
+Outcome = TypeVar("Outcome", CompressionOutcome, EvaluationOutcome, QualityOutcome)
 COMPRESS = "agentic_compression.methods.compress:compress"
+QUALITY = "agentic_compression.evaluation.quality_probe:measure_quality"
 EVALUATE = "agentic_compression.evaluation.evaluate:evaluate"
 
 
@@ -133,7 +138,7 @@ def offered_space(config: StudyConfig, dataset: DatasetSpec) -> SearchSpace:
     reason = f"needs calibration text, and the dataset has none: {dataset.calibration_source}"
     methods = tuple(
         method.model_copy(update={"available": False, "unavailable_reason": reason})
-        if method.needs_calibration and method.available
+        if (method.needs_calibration or method.trains) and method.available
         else method
         for method in space.methods
     )
@@ -143,16 +148,37 @@ def offered_space(config: StudyConfig, dataset: DatasetSpec) -> SearchSpace:
 def compress(
     config: StudyConfig, spec: ModelSpec, dataset: DatasetSpec, plan: EpisodePlan, bench: Workbench
 ) -> CompressionOutcome:
-    """Apply the plan's strategy in a child process."""
+    """Apply the plan's strategy in a child process; stages with a condition only where it holds."""
     if plan.strategy is None:
         return CompressionOutcome(status="infeasible", error="the study has ended; nothing was planned")
     bench.announce("step", name="compress")
     bench.lease.hold()
+    request = compression_request(config, spec, dataset, plan.strategy, bench)
+    if all(stage.when is None for stage in plan.strategy.stages):
+        return _work(COMPRESS, request, CompressionOutcome, config, bench)
+
+    def carry_out(strategy: Strategy) -> CompressionOutcome:
+        return _work(COMPRESS, request.model_copy(update={"strategy": strategy}), CompressionOutcome, config, bench)
+
+    def measure(checkpoint: CheckpointRef) -> QualityOutcome:
+        return _work(QUALITY, _evaluation_request(config, dataset, checkpoint, bench), QualityOutcome, config, bench)
+
+    baseline = checkpoint_ref(Path(request.model_path), Strategy().key, shared=True)
+    settled = settle_conditions(plan.strategy, baseline, carry_out, measure)
+    done = settled.failure or carry_out(settled.strategy)
+    both = settled.seconds + done.seconds, settled.joules + done.joules
+    return done.model_copy(update={"seconds": both[0], "joules": both[1], "decisions": settled.decisions})
+
+
+def compression_request(
+    config: StudyConfig, spec: ModelSpec, dataset: DatasetSpec, strategy: Strategy, bench: Workbench
+) -> CompressionRequest:
+    """The work a strategy is, for the child process; downloads the model when it is on the Hub."""
     folder, digest = fetch_model(spec, bench.settings)
-    request = CompressionRequest(
+    return CompressionRequest(
         model_path=str(folder),
         base_digest=digest,
-        strategy=plan.strategy,
+        strategy=strategy,
         seed=config.seed,
         calibration_path=dataset.calibration_path,
         calibration_digest=dataset.calibration_digest,
@@ -161,7 +187,6 @@ def compress(
         threads=config.evaluation.threads,
         trust_remote_code=config.trust_remote_code,
     )
-    return _work(COMPRESS, request, CompressionOutcome, config, bench)
 
 
 def evaluate(
@@ -172,9 +197,17 @@ def evaluate(
         return EvaluationOutcome(status=compressed.status, error=compressed.error)
     bench.announce("step", name="evaluate")
     bench.lease.hold()
+    return _work(
+        EVALUATE, _evaluation_request(config, dataset, compressed.checkpoint, bench), EvaluationOutcome, config, bench
+    )
+
+
+def _evaluation_request(
+    config: StudyConfig, dataset: DatasetSpec, checkpoint: CheckpointRef, bench: Workbench
+) -> EvaluationRequest:
     settings = bench.settings
-    request = EvaluationRequest(
-        checkpoint=compressed.checkpoint,
+    return EvaluationRequest(
+        checkpoint=checkpoint,
         dataset=dataset,
         settings=config.evaluation,
         grid_country=settings.grid_country,
@@ -183,7 +216,6 @@ def evaluate(
         store_root=str(settings.artifacts / "evaluations"),
         tasks_dir=str(configs_dir() / "tasks"),
     )
-    return _work(EVALUATE, request, EvaluationOutcome, config, bench)
 
 
 def update_frontier(
@@ -259,6 +291,7 @@ def episode_record(
         run_id=plan.run_id,
         timings={"compress": compressed.seconds, "evaluate": evaluated.seconds, "total": total},
         joules=joules,
+        decisions=compressed.decisions,
         energy_source="measured" if both_measured else "estimated",
         co2_grams_spent=joules / 3.6e6 * grid_factor(settings.grid_country, settings.grid_grams_per_kwh).grams_per_kwh,
         environment=evaluation.environment if evaluation else None,

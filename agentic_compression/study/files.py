@@ -43,6 +43,7 @@ def episode_results(record: EpisodeRecord, is_pareto_optimal: bool) -> EpisodeRe
         strategy=record.strategy.label,
         rationale=record.rationale,
         source=record.source,
+        decisions=record.decisions,
         objectives=record.objectives,
         intervals=record.intervals,
         energy_source=record.energy_source,
