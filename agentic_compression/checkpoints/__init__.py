@@ -1,8 +1,9 @@
 """How a compressed model is written, read and run.
 
 A checkpoint is a folder: ``config.json``, ``generation_config.json``, tokenizer files, ``model.safetensors`` (or shards
-with an index; ``acf_model.safetensors`` when only this package can load them) and ``acf_checkpoint.json``, the manifest
-that says how every compressed module is stored. Importing this package does not import torch.
+with an index; ``acf_model.safetensors`` when only this package can load them; ``model.gguf`` for llama.cpp) and
+``acf_checkpoint.json``, the manifest that says how every compressed module is stored. Importing this package does not
+import torch.
 """
 
 from agentic_compression.checkpoints.folders import checkpoint_ref, new_folder, shipped_files

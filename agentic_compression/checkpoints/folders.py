@@ -14,7 +14,9 @@ from agentic_compression.errors import ModelError
 from agentic_compression.records import CheckpointRef
 from agentic_compression.storage import digest_of_files
 
-__all__ = ["checkpoint_ref", "new_folder", "shipped_files", "weight_files"]
+__all__ = ["GGUF_NAME", "checkpoint_ref", "new_folder", "shipped_files", "weight_files"]
+
+GGUF_NAME = "model.gguf"
 
 _SHIPPED_NAMES = frozenset(
     {
@@ -38,11 +40,13 @@ _SHIPPED_NAMES = frozenset(
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model, sorted by name; ``adapter_*.safetensors`` do not count.
+    """The safetensors files of a model, sorted by name, or its GGUF file; ``adapter_*.safetensors`` do not count.
 
     Raises:
         ModelError: when there are none; pickled ``.bin`` weights are refused.
     """
+    if (folder / GGUF_NAME).is_file():
+        return [folder / GGUF_NAME]
     found = sorted(
         path for path in folder.glob("*.safetensors") if path.is_file() and not path.name.startswith("adapter_")
     )
@@ -58,12 +62,16 @@ def weight_files(folder: Path) -> list[Path]:
 def shipped_files(folder: Path) -> list[Path]:
     """What one must ship to run the model: weights, their index, config, generation config, tokenizer, manifest.
 
+    A GGUF file holds the tokenizer, so the tokenizer's files beside it, which measuring uses, do not count.
+
     Raises:
-        ModelError: when there is no ``config.json`` or no safetensors weights.
+        ModelError: when there is no ``config.json`` or no weights in safetensors or GGUF.
     """
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} must be a model folder with config.json, got none; check the path")
     weights = weight_files(folder)
+    if weights == [folder / GGUF_NAME]:
+        return [*weights, *(path for path in (folder / "config.json", folder / MANIFEST_NAME) if path.is_file())]
     index = [path for path in sorted(folder.glob("*.safetensors.index.json")) if path.is_file()]
     rest = sorted(path for path in folder.iterdir() if path.is_file() and path.name in _SHIPPED_NAMES)
     return [*weights, *index, *rest]
@@ -128,7 +136,9 @@ def new_folder(final: Path) -> Iterator[Path]:
 def _is_complete(folder: Path) -> bool:
     """Whether a checkpoint of this framework stands there: its manifest, configuration and weights."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    return {"config.json", "acf_checkpoint.json"} <= names and any(name.endswith(".safetensors") for name in names)
+    return {"config.json", "acf_checkpoint.json"} <= names and any(
+        name == GGUF_NAME or name.endswith(".safetensors") for name in names
+    )
 
 
 def _sync(path: Path) -> None:

@@ -20,8 +20,10 @@ class GgufPlan:
         file_type: the name users know, ``F16``, ``Q8_0``, ``Q4_K_M`` …; goes into the file's metadata.
         types: ggml type (``Q4_K``, ``F16`` …) by the model's own module name; a linear or embedding not listed is F16.
         importance: mean squared input by module name, float32 ``(in_features,)``: weighs the rounding error.
+        probes: texts on which llama.cpp's tokenizer must agree with the model's, besides the built-in ones.
     """
 
     file_type: str
     types: Mapping[str, str] = field(default_factory=dict)
     importance: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    probes: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentic_compression.checkpoints.folders import weight_files
+from agentic_compression.checkpoints.folders import GGUF_NAME, weight_files
 from agentic_compression.checkpoints.manifest import (
     CheckpointManifest,
     ModuleRepresentation,
@@ -61,8 +61,17 @@ def load_checkpoint(
     if not (folder / "config.json").is_file():
         raise ModelError(f"a checkpoint is a folder with config.json, got {folder}; check the path")
     manifest = read_manifest(folder)
+    if (folder / GGUF_NAME).is_file():
+        raise ModelError(
+            f"{folder} holds {GGUF_NAME}, which llama.cpp runs, not torch; open it with runtimes.open_runtime"
+        )
     wanted = _read_dtype(dtype)
-    model = _load_plain(folder, wanted, trust_remote_code) if manifest is None else _load_own(folder, manifest, wanted)
+    if manifest is None:
+        from agentic_compression.checkpoints.plain_folder import load_plain_folder
+
+        model = load_plain_folder(folder, wanted, trust_remote_code=trust_remote_code)
+    else:
+        model = _load_own(folder, manifest, wanted)
     model = model.to(device).eval()
     return LoadedCheckpoint(
         model=model,
@@ -73,7 +82,7 @@ def load_checkpoint(
 
 
 def preload_runtime() -> None:
-    """Import what loading needs and probe the 4-bit kernel.
+    """Import what loading needs and probe the 4-bit kernels.
 
     Called before a process's memory is first read, it keeps some 15 MB of library code, the same for every checkpoint,
     out of the growth that is then counted for one.
@@ -81,10 +90,20 @@ def preload_runtime() -> None:
     import accelerate  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig  # noqa: F401
 
-    from agentic_compression.checkpoints import bitmask, low_rank_linear, packed_linear, tensor_files  # noqa: F401
+    from agentic_compression.checkpoints import (  # noqa: F401
+        bitmask,
+        fp8_linear,
+        int8_linear,
+        low_rank_linear,
+        nf4_linear,
+        packed_linear,
+        tensor_files,
+    )
     from agentic_compression.checkpoints.int4_kernel import kernel_block_rows
+    from agentic_compression.checkpoints.nf4_kernel import nf4_kernel
 
     kernel_block_rows()
+    nf4_kernel()
 
 
 def _read_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -96,22 +115,6 @@ def _read_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype not in allowed:
         raise ModelError(f"dtype must be one of {', '.join(allowed)}, got {dtype!r}")
     return allowed[dtype]
-
-
-def _load_plain(folder: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    weight_files(folder)  # refuses pickled weights with a clear message
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype or "auto",
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder} could not be loaded by transformers: {error}") from error
 
 
 def _load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:

@@ -10,7 +10,7 @@ from torch import nn
 from agentic_compression.checkpoints.manifest import LowRankModule
 from agentic_compression.checkpoints.stored import StoredFormat
 
-__all__ = ["FORMAT", "LowRankLinear"]
+__all__ = ["FORMAT", "LowRankLinear", "folded"]
 
 
 class LowRankLinear(nn.Module):
@@ -47,6 +47,28 @@ class LowRankLinear(nn.Module):
     def stored_tensors(self) -> dict[str, torch.Tensor]:
         """Nothing of its own: the two linears are stored by themselves."""
         return {}
+
+
+def folded(pair: LowRankLinear) -> nn.Linear:
+    """One dense linear that does what the pair does, with its bias, for runtimes that know no low-rank layers.
+
+    The product is computed in float32 and rounded once to the dtype of the second factor, or of the first when the
+    second is quantized; a quantized factor counts as the weight it stands for.
+    """
+    down: Any = pair.down
+    up: Any = pair.up
+    kept = next((factor.weight.dtype for factor in (up, down) if isinstance(factor, nn.Linear)), torch.float32)
+    weight = _dense(up) @ _dense(down)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.to(kept), requires_grad=False)
+    linear.bias = up.bias
+    return linear
+
+
+def _dense(factor: Any) -> torch.Tensor:
+    weight = factor.weight.detach() if isinstance(factor, nn.Linear) else factor.dequantize(torch.float32)
+    result: torch.Tensor = weight.to(torch.float32)
+    return result
 
 
 def _restore(tensors: dict[str, torch.Tensor], representation: LowRankModule, linear: nn.Linear) -> LowRankLinear:

@@ -13,11 +13,15 @@ from agentic_compression.records import Record, Strategy
 __all__ = [
     "FORMAT_VERSION",
     "MANIFEST_NAME",
+    "AdaptedModule",
     "AppliedStage",
     "BitmaskModule",
     "CheckpointManifest",
+    "Fp8Module",
+    "Int8Module",
     "LowRankModule",
     "ModuleRepresentation",
+    "Nf4Module",
     "PackedModule",
     "read_manifest",
 ]
@@ -52,7 +56,38 @@ class BitmaskModule(Record):
     sparsity: float = Field(ge=0, le=1, description="fraction of elements that are zero")
 
 
-ModuleRepresentation = Annotated[PackedModule | LowRankModule | BitmaskModule, Field(discriminator="kind")]
+class Int8Module(Record):
+    """A linear stored as int8 codes with one scale an output row, in bitsandbytes' 8-bit format."""
+
+    kind: Literal["int8"] = "int8"
+    threshold: float = Field(ge=0, description="activation magnitude of outlier columns; 0 when there is no such path")
+
+
+class Nf4Module(Record):
+    """A linear stored as 4-bit NormalFloat codes in blocks of 64, in bitsandbytes' 4-bit format."""
+
+    kind: Literal["nf4"] = "nf4"
+    double_quant: bool = Field(description="whether the block maxima are quantized too")
+
+
+class Fp8Module(Record):
+    """A linear stored as E4M3 numbers with one scale a row, in compressed-tensors' ``float-quantized`` format."""
+
+    kind: Literal["fp8"] = "fp8"
+
+
+class AdaptedModule(Record):
+    """A layer stored in its own format under ``base``, with ``up @ down`` of 16-bit factors added to its weight."""
+
+    kind: Literal["adapted"] = "adapted"
+    rank: int = Field(ge=1)
+    dtype: Literal["bfloat16", "float16"] = Field(default="bfloat16", description="of the factors")
+
+
+ModuleRepresentation = Annotated[
+    PackedModule | LowRankModule | BitmaskModule | Int8Module | Nf4Module | Fp8Module | AdaptedModule,
+    Field(discriminator="kind"),
+]
 
 
 class AppliedStage(Record):

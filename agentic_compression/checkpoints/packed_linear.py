@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from agentic_compression.checkpoints.frozen_weight import apply_frozen
 from agentic_compression.checkpoints.int4_kernel import (
     DEFAULT_BLOCK_ROWS,
     kernel_block_rows,
@@ -85,14 +86,20 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer to ``(..., in_features)``; returns ``(..., out_features)`` in the dtype of ``x``."""
-        flat = x.reshape(-1, self.in_features)
-        if flat.shape[0] < DEQUANTIZE_FROM_ROWS and self._kernel_applies(x):
-            y = self._kernel_product(flat)
-        else:
-            y = self._dequantized_product(flat)
+        y = apply_frozen(self, x.reshape(-1, self.in_features))
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """``(rows, in_features)`` to ``(rows, out_features)`` in the dtype of ``x``, without the bias."""
+        if x.shape[0] < DEQUANTIZE_FROM_ROWS and self._kernel_applies(x):
+            return self._kernel_product(x)
+        return self._dequantized_product(x)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The weight ``(out_features, in_features)``, computed in float32 and rounded once to ``dtype``."""
+        return self._tile(0, self.codes.shape[0])[:, : self.out_features].t().to(dtype)
 
     def quantized(self) -> QuantizedTensor:
         """The codes, scales and zero points this layer was built from, exactly."""
@@ -130,9 +137,9 @@ class PackedLinear(nn.Module):
         )
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackedLinear:
-        kept = self.scales_and_zeros.dtype  # ``model.to(float32)`` must not widen the kernel's scales
+        kept = self.scales_and_zeros  # ``model.to(dtype)`` must neither widen nor round the kernel's scales
         super()._apply(fn, recurse)
-        self.scales_and_zeros = self.scales_and_zeros.to(kept)
+        self.scales_and_zeros = kept.to(self.scales_and_zeros.device)
         return self
 
     def _kernel_applies(self, x: torch.Tensor) -> bool:

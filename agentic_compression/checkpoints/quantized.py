@@ -13,6 +13,8 @@ from agentic_compression.checkpoints.manifest import PackedModule
 
 __all__ = ["QuantizedTensor", "pack", "packed_names", "quantization_config", "unpack"]
 
+_DEQUANTIZED_AT_ONCE = 1 << 20
+
 
 @dataclass(frozen=True)
 class QuantizedTensor:
@@ -38,10 +40,16 @@ class QuantizedTensor:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight ``(out_features, in_features)``, computed in float32 and rounded once to ``dtype``."""
         rows, columns = self.codes.shape
-        grouped = self.codes.view(rows, self.scale.shape[1], -1).to(torch.float32)
-        if self.zero_point is not None:
-            grouped = grouped - self.zero_point.to(torch.float32)[..., None]
-        return (grouped * self.scale.to(torch.float32)[..., None]).view(rows, columns).to(dtype)
+        result = torch.empty((rows, columns), dtype=dtype, device=self.codes.device)
+        step = max(1, _DEQUANTIZED_AT_ONCE // columns)
+        for start in range(0, rows, step):  # by rows: float32 copies of a whole layer would set the memory peak
+            part = slice(start, start + step)
+            scale = self.scale[part].to(torch.float32)[..., None]
+            grouped = self.codes[part].reshape(-1, scale.shape[1], self.group_size).to(torch.float32)
+            if self.zero_point is not None:
+                grouped -= self.zero_point[part].to(torch.float32)[..., None]
+            result[part] = grouped.mul_(scale).view(-1, columns)
+        return result
 
 
 def packed_names(symmetric: bool) -> tuple[str, ...]:

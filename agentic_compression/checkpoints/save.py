@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentic_compression.checkpoints.folders import checkpoint_ref, new_folder
+from agentic_compression.checkpoints.folders import GGUF_NAME, checkpoint_ref, new_folder
 from agentic_compression.checkpoints.manifest import (
     MANIFEST_NAME,
     AppliedStage,
@@ -91,19 +91,28 @@ def save_checkpoint(
 def _save_gguf(model: nn.Module, tokenizer: Any, path: Path, origin: CheckpointOrigin, plan: GgufPlan) -> CheckpointRef:
     from agentic_compression.checkpoints.gguf_file import write_gguf
 
-    manifest = CheckpointManifest(
-        base_digest=origin.base_digest,
-        strategy=origin.strategy,
-        seed=origin.seed,
-        stages=origin.stages,
-        loads_with=("llama.cpp",),
-    )
+    loads_with = ("llama.cpp",)
     with new_folder(path) as folder:
+        notes = write_gguf(model, tokenizer, folder / GGUF_NAME, plan)
         tokenizer.save_pretrained(folder)
-        write_gguf(model, tokenizer, folder / "model.gguf", plan)
         _write_configs(model, {}, "dense", folder)
+        manifest = CheckpointManifest(
+            base_digest=origin.base_digest,
+            strategy=origin.strategy,
+            seed=origin.seed,
+            stages=_with_notes(origin.stages, notes),
+            loads_with=loads_with,
+        )
         write_record(folder / MANIFEST_NAME, manifest)
-    return checkpoint_ref(path, origin.strategy.key, manifest.loads_with)
+    return checkpoint_ref(path, origin.strategy.key, loads_with)
+
+
+def _with_notes(stages: tuple[AppliedStage, ...], notes: tuple[str, ...]) -> tuple[AppliedStage, ...]:
+    """The stages, with what writing found added to the last one's notes."""
+    if not stages or not notes:
+        return stages
+    last = stages[-1].model_copy(update={"notes": (*stages[-1].notes, *notes)})
+    return (*stages[:-1], last)
 
 
 def _representations(model: nn.Module) -> dict[str, ModuleRepresentation]:

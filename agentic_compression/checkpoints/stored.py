@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["StoredFormat", "format_of_kind", "stored_kind"]
 
 _FORMATS = {
+    "adapted": "agentic_compression.checkpoints.adapted_linear:FORMAT",
     "packed": "agentic_compression.checkpoints.packed_linear:FORMAT",
     "bitmask": "agentic_compression.checkpoints.bitmask:FORMAT",
     "low_rank": "agentic_compression.checkpoints.low_rank_linear:FORMAT",
+    "int8": "agentic_compression.checkpoints.int8_linear:FORMAT",
+    "nf4": "agentic_compression.checkpoints.nf4_linear:FORMAT",
+    "fp8": "agentic_compression.checkpoints.fp8_linear:FORMAT",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ _DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
 }
 
 
@@ -34,7 +36,7 @@ class TensorFile:
     """One open safetensors file; a tensor is read straight into memory of its own when asked for.
 
     A memory map would keep every page that was read in the process's resident size until the last tensor of the file
-    is gone, which would count packed weights twice. Use as a context manager.
+    is gone, which would count packed weights twice. Use as a context manager; threads may read at the same time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,6 +63,7 @@ class TensorFile:
             ) from error
         self._start = 8 + length
         self._header = header
+        self._reading = threading.Lock()
 
     def __enter__(self) -> TensorFile:
         return self
@@ -80,14 +83,27 @@ class TensorFile:
             ModelError: when its dtype is not one this release reads.
         """
         entry = self._header[name]
-        dtype = _DTYPES.get(entry["dtype"])
-        if dtype is None:
-            raise ModelError(f"{name} in {self.path} must be one of {', '.join(_DTYPES)}, got {entry['dtype']}")
-        tensor = torch.empty(entry["shape"], dtype=dtype)
+        tensor = torch.empty(entry["shape"], dtype=self.dtype(name))
         if tensor.numel():
-            self._file.seek(self._start + entry["data_offsets"][0])
-            self._file.readinto(tensor.view(-1).view(torch.uint8).numpy())
+            with self._reading:
+                self._file.seek(self._start + entry["data_offsets"][0])
+                self._file.readinto(tensor.view(-1).view(torch.uint8).numpy())
         return tensor
+
+    def dtype_name(self, name: str) -> str:
+        """The stored dtype in the words of the format, ``BF16``."""
+        return str(self._header[name]["dtype"])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The stored dtype.
+
+        Raises:
+            ModelError: when it is not one this release reads.
+        """
+        dtype = _DTYPES.get(self.dtype_name(name))
+        if dtype is None:
+            raise ModelError(f"{name} in {self.path} must be one of {', '.join(_DTYPES)}, got {self.dtype_name(name)}")
+        return dtype
 
 
 def write_tensors(groups: Iterable[dict[str, torch.Tensor]], folder: Path, stem: str = "model") -> None:

@@ -91,7 +91,7 @@ def evaluate(
 
     config, bench = _prepare(model, dataset, seed, limit=limit, benchmark_dir=benchmark_dir)
     data, _ = validate_data(config, bench)
-    outcome = measure(config, data, _compressed(config, bench, _parse("", config.max_stages)), bench)
+    outcome = measure(config, data, _as_it_is(config, bench), bench)
     if outcome.evaluation is None:
         raise AcfError(f"the evaluation {outcome.status}: {outcome.error}")
     if as_json:
@@ -192,6 +192,19 @@ def _parse(text: str, max_stages: int) -> Strategy:
     if problem := space.problem_with(strategy):
         raise StrategyError(problem)
     return space.complete(strategy)
+
+
+def _as_it_is(config: StudyConfig, bench: Workbench) -> CompressionOutcome:
+    """The model itself: a folder of any form that a runtime loads, or what the Hub has under its name."""
+    from agentic_compression.checkpoints import checkpoint_ref
+    from agentic_compression.records import BASELINE, CompressionOutcome
+    from agentic_compression.study.model_source import readable_model
+
+    folder = Path(readable_model(config, bench))
+    if not folder.is_dir():
+        return _compressed(config, bench, BASELINE)
+    reference = checkpoint_ref(folder, BASELINE.key, shared=True)
+    return CompressionOutcome(status="succeeded", checkpoint=reference, cached=True)
 
 
 def _compressed(config: StudyConfig, bench: Workbench, strategy: Strategy) -> CompressionOutcome:

@@ -22,6 +22,8 @@ _PACKAGES = (
     "lm-eval",
     "datasets",
     "compressed-tensors",
+    "xllamacpp",
+    "vllm",
     "numpy",
     "codecarbon",
 )
@@ -73,8 +75,8 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def describe_environment(device: str, threads: int) -> Environment:
-    """The record of this machine and this Python."""
+def describe_environment(device: str, threads: int, runtime: str = "transformers") -> Environment:
+    """The record of this machine, this Python and what ran the model."""
     import psutil
 
     return Environment(
@@ -86,6 +88,7 @@ def describe_environment(device: str, threads: int) -> Environment:
         python=platform.python_version(),
         platform=platform.platform(),
         packages=_versions(),
+        runtime=runtime,
     )
 
 

@@ -6,8 +6,10 @@ Meant to be called once in a fresh process: memory is measured first, before thi
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 
+from agentic_compression.checkpoints.llama_library import supports_gpu
 from agentic_compression.errors import AcfError, ModelError
 from agentic_compression.evaluation.energy import EnergyMeter, EnergyReading, select_counter
 from agentic_compression.evaluation.environment import describe_environment, resolve_device, resolve_threads
@@ -21,12 +23,11 @@ from agentic_compression.evaluation.language_modelling import (
     within_budget,
 )
 from agentic_compression.evaluation.latency import energy_blocks, latency_of, time_requests
-from agentic_compression.evaluation.loading import LoadedModel, load_model
 from agentic_compression.evaluation.memory import MemoryProbe, measure_memory
 from agentic_compression.evaluation.quality import combine, score_tasks
 from agentic_compression.evaluation.request import EvaluationRequest
 from agentic_compression.evaluation.store import evaluation_key, read_evaluation, store_evaluation
-from agentic_compression.evaluation.workload import Server, build_workload, check_finite, make_clock
+from agentic_compression.evaluation.workload import build_workload, check_finite
 from agentic_compression.progress import Progress, no_progress
 from agentic_compression.records import (
     EnergyMeasurement,
@@ -36,9 +37,10 @@ from agentic_compression.records import (
     LatencyMeasurement,
     Perplexity,
 )
+from agentic_compression.runtimes import Runtime, open_runtime, runtime_kind
 from agentic_compression.storage import folder_bytes
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "measure_perplexity", "resolve", "start_torch"]
 
 _JOULES_PER_KWH = 3.6e6
 _REQUESTS = 1000
@@ -62,7 +64,7 @@ def evaluate(request: EvaluationRequest, progress: Progress = no_progress) -> Ev
     started = time.perf_counter()
     meter = None
     try:
-        device, threads = resolve_device(request.settings.device), resolve_threads(request.settings)
+        device, threads = resolve(request)
         key = evaluation_key(request, device, threads)
         stored = read_evaluation(request.store_root, key) if request.reuse else None
         if stored is not None:
@@ -87,6 +89,14 @@ def evaluate(request: EvaluationRequest, progress: Progress = no_progress) -> Ev
     )
 
 
+def resolve(request: EvaluationRequest) -> tuple[str, int]:
+    """Device and threads: with ``auto``, a GPU only when the checkpoint's engine can use it."""
+    setting = request.settings.device
+    if setting == "auto" and runtime_kind(request.checkpoint.path) == "llama.cpp" and not supports_gpu():
+        setting = "cpu"
+    return resolve_device(setting), resolve_threads(request.settings)
+
+
 def _measure(
     request: EvaluationRequest, device: str, threads: int, meter: EnergyMeter, progress: Progress
 ) -> Evaluation:
@@ -95,12 +105,13 @@ def _measure(
     _check_size(request)
     probe = MemoryProbe(path=request.checkpoint.path, device=device, threads=threads, settings=settings)
     memory = measure_memory(probe, request.memory_repeats, progress)
-    _start_torch(threads, settings.seed)
+    start_torch(threads, settings.seed)
     progress("load", 0, 1)
-    loaded = load_model(request.checkpoint.path, device)
-    latency, joules, counter = _serve(loaded, request, device, progress)
-    scores = score_tasks(loaded, request.dataset, settings, request.tasks_dir, progress)
-    perplexity = _measure_perplexity(loaded, request, progress)
+    with closing(open_runtime(request.checkpoint.path, device, threads)) as runtime:
+        name = runtime.name
+        latency, joules, counter = _serve(runtime, request, progress)
+        scores = score_tasks(runtime, request.dataset, settings, request.tasks_dir, progress)
+        perplexity = measure_perplexity(runtime, request, progress)
     spent = meter.so_far()
     return Evaluation(
         checkpoint_digest=request.checkpoint.digest,
@@ -111,7 +122,7 @@ def _measure(
         memory=memory,
         energy=_energy(joules, counter, grid, spent.joules),
         size_bytes=request.checkpoint.size_bytes,
-        environment=describe_environment(device, threads),
+        environment=describe_environment(device, threads, name),
         settings=settings,
         wall_seconds=spent.seconds,
     )
@@ -127,7 +138,7 @@ def _check_size(request: EvaluationRequest) -> None:
         raise ModelError(f"{folder} must hold the {size:,} bytes of its record, got {held:,}; rebuild the checkpoint")
 
 
-def _start_torch(threads: int, seed: int) -> None:
+def start_torch(threads: int, seed: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
@@ -135,18 +146,17 @@ def _start_torch(threads: int, seed: int) -> None:
 
 
 def _serve(
-    loaded: LoadedModel, request: EvaluationRequest, device: str, progress: Progress
+    runtime: Runtime, request: EvaluationRequest, progress: Progress
 ) -> tuple[LatencyMeasurement, list[float], EnergyReading]:
     """Latency, joules a request, and what kind of energy that is."""
     settings = request.settings
-    workload, clock = build_workload(loaded, settings), make_clock(device)
-    check_finite(loaded, workload.prompt)
-    server = Server(loaded.model, workload, clock)
-    counter = select_counter(device, request.cpu_watts_per_core, tree=False)
-    runs = time_requests(server, clock, counter, settings, progress)
-    joules = runs.joules if counter.resolution_s < _FINE_S else energy_blocks(server, counter)
+    workload = build_workload(runtime, settings)
+    check_finite(runtime, workload.prompt)
+    counter = select_counter(runtime.device, request.cpu_watts_per_core, tree=False)
+    runs = time_requests(runtime, workload, counter, settings, progress)
+    joules = runs.joules if counter.resolution_s < _FINE_S else energy_blocks(runtime, workload, counter)
     kind = EnergyReading(joules=sum(joules), seconds=0.0, source=counter.source, method=counter.method)
-    return latency_of(runs, settings, clock), joules, kind
+    return latency_of(runs, settings, runtime), joules, kind
 
 
 def _energy(joules: list[float], kind: EnergyReading, grid: GridFactor, total: float) -> EnergyMeasurement:
@@ -173,14 +183,14 @@ def _scaled(estimate: Estimate, factor: float) -> Estimate:
     )
 
 
-def _measure_perplexity(loaded: LoadedModel, request: EvaluationRequest, progress: Progress) -> Perplexity | None:
+def measure_perplexity(runtime: Runtime, request: EvaluationRequest, progress: Progress) -> Perplexity | None:
     """Perplexity over the held-out text, or over a text task's own documents where there is no other."""
     dataset, settings = request.dataset, request.settings
     path = dataset.perplexity_path or next((task.path for task in dataset.tasks if task.kind == "text"), None)
     if path is None:
         return None
-    windows = encode_documents(loaded, list(read_texts(path).values()))
+    windows = encode_documents(runtime, list(read_texts(path).values()))
     windows = within_budget(windows, settings.perplexity_tokens)
     if not windows:
         return None
-    return perplexity_of(score_documents(loaded, windows, settings.batch_size, progress), settings.seed)
+    return perplexity_of(score_documents(runtime, windows, settings.batch_size, progress), settings.seed)

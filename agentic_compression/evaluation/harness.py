@@ -1,9 +1,9 @@
-"""The loaded model as lm-evaluation-harness sees it.
+"""A runtime as lm-evaluation-harness sees it.
 
-``HFLM`` with five differences: progress goes to our callback instead of a terminal bar, every text is tokenized
-once and in bulk, choices of one question share its context (see ``likelihood``), a likelihood that is not a number is
-an error instead of a wrong answer, and weights are not tied again. Prompts, tokens, filters and metrics are the
-harness's own: texts are encoded as the tokenizer does by default, with its beginning-of-sequence token if it adds one.
+Prompts, filters and metrics are the harness's own, and so are the rules of its Hugging Face model: texts are encoded
+as the tokenizer does by default, with its beginning-of-sequence token if it adds one; what is too long loses its
+beginning; an answer ends at the first stop string. Every text is tokenized once and in bulk, progress goes to our
+callback, and a likelihood that is not a number is an error instead of a wrong answer.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ import io
 import logging
 import math
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from agentic_compression.errors import CompressionError
-from agentic_compression.evaluation.likelihood import can_share_contexts, score_continuations
-from agentic_compression.evaluation.loading import LoadedModel
+from agentic_compression.errors import CompressionError, DatasetError
 from agentic_compression.progress import Progress
+from agentic_compression.runtimes import GenerationOptions, Runtime
 
 __all__ = ["harness_model", "quiet_harness"]
 
-_LOGIT_BYTES = 1 << 29
+_DEFAULT_NEW_TOKENS = 256  # of lm-evaluation-harness
+_UNDERSTOOD = frozenset({"until", "max_gen_toks", "do_sample", "temperature", "top_p"})
 
 
-def harness_model(loaded: LoadedModel, batch_size: int, progress: Progress) -> Any:
-    """An ``lm_eval.api.model.LM`` over a loaded checkpoint.
+def harness_model(runtime: Runtime, batch_size: int, progress: Progress) -> Any:
+    """An ``lm_eval.api.model.LM`` over a runtime.
 
     Args:
-        loaded: model and tokenizer, already on their device.
-        batch_size: sequences at once; fewer when their logits would pass 512 MB.
+        runtime: the checkpoint.
+        batch_size: sequences at once, at most.
         progress: told after every batch.
     """
-    with _weights_stay_as_they_are(loaded.model):
-        return _adapter_class()(loaded, batch_size, progress)
+    return _adapter_class()(runtime, batch_size, progress)
 
 
 @contextlib.contextmanager
@@ -65,96 +65,108 @@ def quiet_harness() -> Iterator[None]:
                 os.environ[name] = value
 
 
-@contextlib.contextmanager
-def _weights_stay_as_they_are(model: Any) -> Iterator[None]:
-    """HFLM ties embeddings again when it takes a model; that would undo a compression of one of the two."""
-    model.tie_weights = lambda *_, **__: None
-    try:
-        yield
-    finally:
-        del model.tie_weights
-
-
 @cache
 def _adapter_class() -> type:
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.api.model import TemplateLM
 
-    class HarnessModel(HFLM):
-        """HFLM over a model that is already loaded."""
+    class HarnessModel(TemplateLM):
+        """The harness's model interface over a runtime."""
 
-        def __init__(self, loaded: LoadedModel, batch_size: int, progress: Progress) -> None:
-            super().__init__(
-                pretrained=loaded.model,
-                tokenizer=loaded.tokenizer,
-                backend="causal",
-                batch_size=batch_size,
-                max_length=loaded.context_length,
-            )
-            self._progress, self._asked, self._done, self._total = progress, batch_size, 0, 0
-            self._vocabulary = loaded.vocabulary
-            self._shares = can_share_contexts(loaded.model)
+        def __init__(self, runtime: Runtime, batch_size: int, progress: Progress) -> None:
+            super().__init__()
+            self.tokenizer, self._runtime = runtime.tokenizer, runtime
+            self._progress, self._batch_size, self._done, self._total = progress, batch_size, 0, 0
             self._encoded: dict[str, list[int]] = {}
 
-        def tok_encode(
-            self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **_: Any
-        ) -> list[int]:
-            if add_special_tokens is None and not left_truncate_len and string in self._encoded:
+        @property
+        def eot_token_id(self) -> Any:
+            return self.tokenizer.eos_token_id
+
+        @property
+        def prefix_token_id(self) -> Any:
+            """What an empty context is replaced by: BOS, else EOS."""
+            bos = self.tokenizer.bos_token_id
+            return self.eot_token_id if bos is None else bos
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+            if add_special_tokens is None and string in self._encoded:
                 return self._encoded[string]
-            return super().tok_encode(string, add_special_tokens, left_truncate_len)
+            if add_special_tokens is None and self._begins_with_bos(string):
+                add_special_tokens = False
+            special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+            return list(self.tokenizer.encode(string, **special))
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
             pairs = [request.args for request in requests]
             self._encode_all([text for context, rest in pairs for text in (context.rstrip(), context + rest) if text])
             return super().loglikelihood(requests, disable_tqdm=True)
 
-        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            self._encode_all([request.args[0] for request in requests])
-            self._begin(len(requests), max(len(self.tok_encode(request.args[0])) for request in requests), last=True)
-            return super().generate_until(requests, disable_tqdm=True)
-
-        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: Any = None) -> Any:
-            longest = max(len(context) + len(rest) for _, context, rest in requests)
-            share = self._shares and longest <= self.max_length
-            self._begin(len(requests), max(len(rest) for _, _, rest in requests) if share else longest)
-            if share:
-                pairs = [(context, rest) for _, context, rest in requests]
-                answers = score_continuations(self.model, pairs, self.batch_size, self._report)
-            else:
-                answers = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+        def _loglikelihood_tokens(self, requests: Any, **_: Any) -> Any:
+            most = self._runtime.context_length + 1  # the last token is predicted, not run
+            pairs = []
+            for _, context, rest in requests:
+                pairs.append((context[max(0, len(context) + len(rest) - most) :], rest))
+            self._done, self._total = 0, len(pairs)
+            answers = self._runtime.score(pairs, self._batch_size, self._report)
             bad = sum(math.isnan(likelihood) for likelihood, _ in answers)
             if bad:
                 raise CompressionError(
                     f"the checkpoint's likelihoods must be numbers, got NaN for {bad} of {len(answers)} answers; "
                     "the compression broke the model: use milder parameters or another method"
                 )
-            self._progress("items", len(requests), len(requests))
             return answers
 
-        def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
-            logits = super()._model_call(inps, attn_mask, labels)
-            self._report(len(inps))
-            return logits
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            raise DatasetError("a task must ask for answers, got one of rolling likelihoods; give its texts as 'text'")
 
-        def _model_generate(self, context: Any, max_length: int, stop: list[str], **kwargs: Any) -> Any:
-            answer = super()._model_generate(context, max_length, stop, **kwargs)
-            self._report(len(context))
-            return answer
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            self._encode_all([request.args[0] for request in requests])
+            self._done, self._total = 0, len(requests)
+            groups: dict[GenerationOptions, list[int]] = defaultdict(list)
+            for index, request in enumerate(requests):
+                groups[self._options(request.args[1])].append(index)
+            answers: dict[int, str] = {}
+            for options, members in groups.items():
+                room = self._runtime.context_length - options.new_tokens
+                if room < 1:
+                    raise DatasetError(
+                        f"an answer must leave room in the context of {self._runtime.context_length} tokens, "
+                        f"got max_gen_toks {options.new_tokens}; lower it in the task"
+                    )
+                prompts = [self.tok_encode(requests[index].args[0])[-room:] for index in members]
+                done = self._runtime.generate(prompts, options, self._batch_size, self._report)
+                answers.update(zip(members, (answer.text for answer in done), strict=True))
+            return [answers[index] for index in range(len(requests))]
 
-        def _begin(self, total: int, longest: int, *, last: bool = False) -> None:
-            """Set the batch size for sequences of this length; generation keeps the last position's logits only."""
-            a_row = 4 * self._vocabulary * (1 if last else longest)
-            self.batch_size_per_gpu = max(1, min(self._asked, _LOGIT_BYTES // a_row))
-            self._done, self._total = 0, total
+        def _options(self, arguments: dict[str, Any]) -> GenerationOptions:
+            """The harness's generation arguments, as its models understand them."""
+            from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+
+            found: dict[str, Any] = dict(normalize_gen_kwargs(arguments, _DEFAULT_NEW_TOKENS))
+            if unknown := sorted(set(found) - _UNDERSTOOD):
+                raise DatasetError(
+                    f"generation arguments must be of {', '.join(sorted(_UNDERSTOOD))}, got {', '.join(unknown)}"
+                )
+            end = None if self.eot_token_id is None else self.tokenizer.decode(self.eot_token_id)
+            return GenerationOptions(
+                new_tokens=found["max_gen_toks"],
+                stop_strings=tuple(handle_stop_sequences(found.get("until"), eos=end)),
+                temperature=float(found.get("temperature", 0.0)) if found["do_sample"] else 0.0,
+                top_p=float(found.get("top_p", 1.0)),
+            )
+
+        def _begins_with_bos(self, text: str) -> bool:
+            mark = self.prefix_token_id
+            return mark is not None and text.startswith(self.tokenizer.decode(mark))
+
+        def _encode_all(self, texts: list[str]) -> None:
+            """Encode distinct texts in one call, as ``tok_encode`` would one by one."""
+            plain = [text for text in dict.fromkeys(texts) if not self._begins_with_bos(text)]
+            if plain:
+                self._encoded = dict(zip(plain, self.tokenizer(plain, verbose=False)["input_ids"], strict=True))
 
         def _report(self, rows: int) -> None:
             self._done = min(self._total, self._done + rows)
             self._progress("items", self._done, self._total)
-
-        def _encode_all(self, texts: list[str]) -> None:
-            """Encode distinct texts in one call, as ``tok_encode`` would one by one."""
-            mark = self.tokenizer.decode(self.prefix_token_id)
-            plain = [text for text in dict.fromkeys(texts) if not text.startswith(mark)]
-            if plain:
-                self._encoded = dict(zip(plain, self.tokenizer(plain, verbose=False)["input_ids"], strict=True))
 
     return HarnessModel

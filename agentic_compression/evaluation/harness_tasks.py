@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from agentic_compression.errors import ConfigurationError, DatasetError
-from agentic_compression.evaluation.loading import LoadedModel
 from agentic_compression.records import DatasetTask
+from agentic_compression.runtimes import Runtime
 from agentic_compression.storage import read_json_lines
 
 __all__ = ["benchmark_folder", "build_harness_task", "read_rows"]
@@ -23,7 +23,7 @@ __all__ = ["benchmark_folder", "build_harness_task", "read_rows"]
 _ANSWER_MARGIN = 4
 
 
-def build_harness_task(task: DatasetTask, tasks_dir: str, loaded: LoadedModel) -> Any:
+def build_harness_task(task: DatasetTask, tasks_dir: str, runtime: Runtime) -> Any:
     """The harness's task object for one of our tasks, its few-shot sampler seeded as the harness seeds it.
 
     Raises:
@@ -31,7 +31,7 @@ def build_harness_task(task: DatasetTask, tasks_dir: str, loaded: LoadedModel) -
         ConfigurationError: when the definition is missing.
     """
     try:
-        built = _benchmark_task(task) if task.kind == "benchmark" else _template_task(task, tasks_dir, loaded)
+        built = _benchmark_task(task) if task.kind == "benchmark" else _template_task(task, tasks_dir, runtime)
     except (DatasetError, ConfigurationError):
         raise
     except Exception as error:  # the harness and jinja raise whatever a wrong row makes them raise
@@ -88,7 +88,7 @@ def _defining_file(files: Iterable[Path], pattern: re.Pattern[str]) -> Path | No
     return None
 
 
-def _template_task(task: DatasetTask, tasks_dir: str, loaded: LoadedModel) -> Any:
+def _template_task(task: DatasetTask, tasks_dir: str, runtime: Runtime) -> Any:
     import yaml
     from lm_eval.tasks import TaskManager
 
@@ -99,7 +99,7 @@ def _template_task(task: DatasetTask, tasks_dir: str, loaded: LoadedModel) -> An
     rows = sorted(read_rows(task.path), key=lambda row: str(row["id"]))
     if task.kind == "generation":
         rows = [{**row, "answer": str(row["answer"]).strip()} for row in rows]
-        config["generation_kwargs"]["max_gen_toks"] = _longest_answer(rows, loaded) + _ANSWER_MARGIN
+        config["generation_kwargs"]["max_gen_toks"] = _longest_answer(rows, runtime) + _ANSWER_MARGIN
     config |= {"task": task.name, "dataset_kwargs": None, "custom_dataset": _dataset_of({"test": rows})}
     return TaskManager(include_defaults=False).load([config])["tasks"][task.name]
 
@@ -129,6 +129,6 @@ def _dataset_of(splits: dict[str, list[dict[str, Any]]]) -> Any:
     return load_splits
 
 
-def _longest_answer(rows: list[dict[str, Any]], loaded: LoadedModel) -> int:
+def _longest_answer(rows: list[dict[str, Any]], runtime: Runtime) -> int:
     answers = [f" {row['answer']}" for row in rows]
-    return max(len(ids) for ids in loaded.tokenizer(answers, add_special_tokens=False)["input_ids"])
+    return max(len(ids) for ids in runtime.tokenizer(answers, add_special_tokens=False)["input_ids"])

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from agentic_compression.evaluation.energy import EnergyCounter
 from agentic_compression.evaluation.intervals import bootstrap_median, percentile
-from agentic_compression.evaluation.workload import CudaClock, Server, WallClock
+from agentic_compression.evaluation.workload import Workload
 from agentic_compression.progress import Progress, no_progress
 from agentic_compression.records import EvaluationSettings, LatencyMeasurement
+from agentic_compression.runtimes import Runtime
 
 __all__ = ["TimedRuns", "energy_blocks", "is_stable", "latency_of", "time_requests"]
 
@@ -36,8 +37,8 @@ class TimedRuns:
 
 
 def time_requests(
-    server: Server,
-    clock: WallClock | CudaClock,
+    runtime: Runtime,
+    workload: Workload,
     counter: EnergyCounter,
     settings: EvaluationSettings,
     progress: Progress = no_progress,
@@ -47,23 +48,21 @@ def time_requests(
     Warm-up ends after at least ``warmup_runs`` requests, as soon as the median of the last three lies within
     5 % of the median of the three before; at the latest after four times ``warmup_runs`` (at least 12) or 20 s.
     """
-    import torch
-
-    with torch.inference_mode(), _collector_off():
-        warmups = _warm_up(server, clock, settings.warmup_runs)
+    with _collector_off():
+        warmups = _warm_up(runtime, workload, settings.warmup_runs)
         total, first, token, joules = [], [], [], []
         for run in range(settings.runs):
             before = counter.joules()
-            start, middle, end = server.serve().marks
+            served = workload.serve(runtime)
             joules.append(counter.joules() - before)
-            total.append(clock.milliseconds(start, end))
-            first.append(clock.milliseconds(start, middle))
-            token.append(clock.milliseconds(middle, end) / (settings.new_tokens - 1))
+            total.append(served.request_ms)
+            first.append(served.first_token_ms)
+            token.append((served.request_ms - served.first_token_ms) / (workload.new_tokens - 1))
             progress("latency", run + 1, settings.runs)
     return TimedRuns(total, first, token, joules, len(warmups))
 
 
-def latency_of(runs: TimedRuns, settings: EvaluationSettings, clock: WallClock | CudaClock) -> LatencyMeasurement:
+def latency_of(runs: TimedRuns, settings: EvaluationSettings, runtime: Runtime) -> LatencyMeasurement:
     """The record: medians with bootstrap intervals, the 95th percentile, tokens a second at the median."""
     request = bootstrap_median(runs.request_ms, settings.seed)
     return LatencyMeasurement(
@@ -76,23 +75,21 @@ def latency_of(runs: TimedRuns, settings: EvaluationSettings, clock: WallClock |
         new_tokens=settings.new_tokens,
         runs=len(runs.request_ms),
         warmup_runs=runs.warmup_runs,
-        clock=clock.name,
+        clock=runtime.clock,
     )
 
 
-def energy_blocks(server: Server, counter: EnergyCounter) -> list[float]:
+def energy_blocks(runtime: Runtime, workload: Workload, counter: EnergyCounter) -> list[float]:
     """Joules a request over five blocks of requests, each ten updates of the counter long.
 
     For counters too coarse to resolve one request (NVML updates about every 0.1 s).
     """
-    import torch
-
     readings = []
-    with torch.inference_mode(), _collector_off():
+    with _collector_off():
         for _ in range(_BLOCKS):
             requests, began, before = 0, time.perf_counter(), counter.joules()
             while requests == 0 or time.perf_counter() - began < 10 * counter.resolution_s:
-                server.serve()
+                workload.serve(runtime)
                 requests += 1
             readings.append((counter.joules() - before) / requests)
     return readings
@@ -107,12 +104,11 @@ def is_stable(milliseconds: list[float]) -> bool:
     return abs(last - before) <= _TOLERANCE * before
 
 
-def _warm_up(server: Server, clock: WallClock | CudaClock, least: int) -> list[float]:
+def _warm_up(runtime: Runtime, workload: Workload, least: int) -> list[float]:
     most, began = max(12, _WARMUP_FACTOR * least), time.perf_counter()
     times: list[float] = []
     while len(times) < most:
-        start, _, end = server.serve().marks
-        times.append(clock.milliseconds(start, end))
+        times.append(workload.serve(runtime).request_ms)
         enough = len(times) >= least
         if enough and (is_stable(times) or time.perf_counter() - began > _WARMUP_SECONDS):
             break

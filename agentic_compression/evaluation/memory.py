@@ -4,7 +4,8 @@ Each repetition is a process of its own, forked before this process computes any
 not survive a fork), or a child of a fresh interpreter where that is too late. In it:
 
 1. a throwaway checkpoint of a few kilobytes is loaded and runs once, so that the runtime's own pages (libraries,
-   loader, thread pools: some 45 MB that every candidate would pay alike) are in memory;
+   loader, thread pools: some 45 MB that every candidate would pay alike) are in memory; it is a GGUF file when the
+   candidate is one;
 2. free heap is given back, the resident size is read, and the kernel's peak is reset (``/proc/self/clear_refs``);
 3. the checkpoint is loaded and serves the latency workload once;
 4. the peak (``VmHWM``) minus the size of step 2 is one observation. Pages of a memory-mapped weights file count
@@ -23,16 +24,18 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import traceback
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from agentic_compression.errors import CompressionError
 from agentic_compression.evaluation.intervals import mean_estimate
+from agentic_compression.evaluation.warm_up import warm_up
+from agentic_compression.evaluation.workload import build_workload
 from agentic_compression.progress import Progress, no_progress
 from agentic_compression.records import EvaluationSettings, MemoryMeasurement, Record
+from agentic_compression.runtimes import open_runtime
 
 __all__ = ["MemoryProbe", "Observation", "measure_memory", "observe", "peak_bytes", "reset_peak", "resident_bytes"]
 
@@ -86,28 +89,17 @@ def measure_memory(probe: MemoryProbe, repeats: int, progress: Progress = no_pro
 
 def observe(probe: MemoryProbe) -> Observation:
     """Steps 1 to 4 in this very process; meant for a fresh one."""
-    import torch
-
-    from agentic_compression.evaluation.loading import load_model
-    from agentic_compression.evaluation.workload import Server, build_workload, make_clock
-
-    on_gpu = probe.device.startswith("cuda")
-    torch.set_num_threads(probe.threads)
-    _start_runtime(probe.device)
+    warm_up(probe.path, probe.device, probe.threads)
     _give_back_heap()
-    device_before = _device_bytes(probe.device) if on_gpu else 0
     before, was_reset = resident_bytes(), reset_peak()
-    loaded = load_model(probe.path, probe.device)
-    with torch.inference_mode():
-        server = Server(loaded.model, build_workload(loaded, probe.settings), make_clock(probe.device))
-        server.serve()
-    peak = peak_bytes()
-    device_peak = int(torch.cuda.max_memory_allocated(probe.device)) if on_gpu else None
+    with closing(open_runtime(probe.path, probe.device, probe.threads)) as runtime:
+        build_workload(runtime, probe.settings).serve(runtime)
+        peak, use = peak_bytes(), runtime.memory()
     return Observation(
-        growth=max(0, peak - before) if device_peak is None else device_peak - device_before,
+        growth=max(0, peak - before) if use.device_peak_bytes is None else use.device_peak_bytes,
         peak_rss=peak,
-        weights=loaded.weights_bytes,
-        device_peak=device_peak,
+        weights=use.weights_bytes,
+        device_peak=use.device_peak_bytes,
         peak_was_reset=was_reset,
     )
 
@@ -147,68 +139,6 @@ def _status_bytes(field: str) -> int | None:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     return None
-
-
-def _device_bytes(device: str) -> int:
-    import torch
-
-    torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    return int(torch.cuda.memory_allocated(device))
-
-
-def _start_runtime(device: str) -> None:
-    """Save, load and run throwaway checkpoints, dense in both common dtypes and packed at both code widths.
-
-    What a candidate loads by another code path (packed layers, low-rank ones) must not count against it.
-    """
-    import torch
-    from tokenizers import Tokenizer, models
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    from agentic_compression.checkpoints import CheckpointOrigin, preload_runtime, save_checkpoint
-    from agentic_compression.evaluation.loading import load_model
-
-    preload_runtime()
-    shape = LlamaConfig(
-        hidden_size=128, intermediate_size=256, num_hidden_layers=1, num_attention_heads=2, vocab_size=64
-    )
-    words = models.WordLevel({"a": 0}, unk_token="a")  # noqa: S106
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
-    prompt = torch.ones(1, 160, dtype=torch.long, device=device)
-    for dtype, bits in ((torch.float32, 0), (torch.bfloat16, 0), (torch.bfloat16, 4), (torch.bfloat16, 8)):
-        throwaway = LlamaForCausalLM(shape).to(dtype)
-        if bits:
-            _pack_linears(throwaway, bits)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "throwaway"
-            save_checkpoint(throwaway, tokenizer, path, CheckpointOrigin())
-            model = load_model(str(path), device).model
-        with torch.inference_mode():
-            model(input_ids=prompt, use_cache=False)  # many rows at once take another path in packed layers
-            output = model(input_ids=prompt[:, :16], use_cache=True)
-            model(input_ids=prompt[:, :1], past_key_values=output.past_key_values, use_cache=True)
-
-
-def _pack_linears(model: Any, bits: int) -> None:
-    """Replace every linear layer of the blocks by a packed one with random codes."""
-    import torch
-    from torch import nn
-
-    from agentic_compression.checkpoints.packed_linear import PackedLinear
-    from agentic_compression.checkpoints.quantized import QuantizedTensor
-
-    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
-    for layer in model.model.layers:
-        for parent in (layer.self_attn, layer.mlp):
-            for name, module in list(parent.named_children()):
-                if isinstance(module, nn.Linear):
-                    groups = module.in_features // 64
-                    codes = torch.randint(low, high, module.weight.shape).to(torch.int8)
-                    scale = torch.full((module.out_features, groups), 0.01, dtype=torch.bfloat16)
-                    zero = torch.zeros((module.out_features, groups), dtype=torch.int8)
-                    setattr(parent, name, PackedLinear(QuantizedTensor(codes, scale, zero, bits)))
 
 
 def _give_back_heap() -> None:

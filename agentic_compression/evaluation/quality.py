@@ -17,7 +17,6 @@ from agentic_compression.evaluation.language_modelling import (
     score_documents,
     within_budget,
 )
-from agentic_compression.evaluation.loading import LoadedModel
 from agentic_compression.progress import Progress, no_progress
 from agentic_compression.records import (
     BenchmarkScore,
@@ -27,6 +26,7 @@ from agentic_compression.records import (
     EvaluationSettings,
     content_digest,
 )
+from agentic_compression.runtimes import Runtime
 
 __all__ = ["choose_items", "combine", "harness_version", "score_tasks"]
 
@@ -37,7 +37,7 @@ def harness_version() -> str:
 
 
 def score_tasks(
-    loaded: LoadedModel,
+    runtime: Runtime,
     dataset: DatasetSpec,
     settings: EvaluationSettings,
     tasks_dir: str,
@@ -46,7 +46,7 @@ def score_tasks(
     """Score every task of a dataset, in its order.
 
     Args:
-        loaded: the checkpoint.
+        runtime: the checkpoint.
         dataset: tasks with absolute paths.
         settings: item limit, seed and batch size.
         tasks_dir: folder of the two templates.
@@ -57,10 +57,10 @@ def score_tasks(
         CompressionError: when the model's likelihoods are not numbers.
     """
     asked = [task for task in dataset.tasks if task.kind != "text"]
-    scores = _score_with_harness(loaded, asked, settings, tasks_dir, progress) if asked else {}
+    scores = _score_with_harness(runtime, asked, settings, tasks_dir, progress) if asked else {}
     for task in dataset.tasks:
         if task.kind == "text":
-            scores[task.name] = _score_text(loaded, task, settings, progress)
+            scores[task.name] = _score_text(runtime, task, settings, progress)
     return tuple(scores[task.name] for task in dataset.tasks)
 
 
@@ -79,19 +79,19 @@ def choose_items(total: int, limit: int | None, seed: int) -> list[int]:
 
 
 def _score_with_harness(
-    loaded: LoadedModel, tasks: list[DatasetTask], settings: EvaluationSettings, tasks_dir: str, progress: Progress
+    runtime: Runtime, tasks: list[DatasetTask], settings: EvaluationSettings, tasks_dir: str, progress: Progress
 ) -> dict[str, BenchmarkScore]:
     from lm_eval.evaluator import evaluate
 
     with quiet_harness():
-        built = {task.name: build_harness_task(task, tasks_dir, loaded) for task in tasks}
+        built = {task.name: build_harness_task(task, tasks_dir, runtime) for task in tasks}
         chosen = {
             name: choose_items(len(harness_task.eval_docs), settings.limit, settings.seed)
             for name, harness_task in built.items()
         }
         try:
             results = evaluate(
-                harness_model(loaded, settings.batch_size, progress),
+                harness_model(runtime, settings.batch_size, progress),
                 {"tasks": built},
                 samples=chosen,
                 bootstrap_iters=0,
@@ -139,14 +139,14 @@ def _identity(sample: dict[str, Any]) -> str:
 
 
 def _score_text(
-    loaded: LoadedModel, task: DatasetTask, settings: EvaluationSettings, progress: Progress
+    runtime: Runtime, task: DatasetTask, settings: EvaluationSettings, progress: Progress
 ) -> BenchmarkScore:
     """Next-token top-1 accuracy over whole documents, up to ``perplexity_tokens`` tokens; outcomes are tokens."""
     texts = read_texts(task.path, limit=settings.limit, seed=settings.seed)
-    windows = within_budget(encode_documents(loaded, list(texts.values())), settings.perplexity_tokens)
+    windows = within_budget(encode_documents(runtime, list(texts.values())), settings.perplexity_tokens)
     if not windows:
         raise DatasetError(f"task {task.name!r} must hold a text of two tokens or more, got none in {task.path}")
-    scores = score_documents(loaded, windows, settings.batch_size, progress)
+    scores = score_documents(runtime, windows, settings.batch_size, progress)
     return BenchmarkScore(
         task=task.name,
         metric="next_token_top1",

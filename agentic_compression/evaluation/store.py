@@ -10,6 +10,7 @@ from agentic_compression.evaluation.environment import cpu_model
 from agentic_compression.evaluation.quality import harness_version
 from agentic_compression.evaluation.request import EvaluationRequest
 from agentic_compression.records import Evaluation, content_digest
+from agentic_compression.runtimes import runtime_kind, runtime_version
 from agentic_compression.storage import confined, write_record
 
 __all__ = ["METHOD_VERSION", "evaluation_key", "read_evaluation", "store_evaluation"]
@@ -19,7 +20,7 @@ METHOD_VERSION = 1
 
 
 def evaluation_key(request: EvaluationRequest, device: str, threads: int) -> str:
-    """Digest of all that a result depends on: weights, items, settings, harness, machine."""
+    """Digest of all that a result depends on: weights, items, settings, harness, engine, machine."""
     return content_digest(
         {
             "method": METHOD_VERSION,
@@ -31,6 +32,7 @@ def evaluation_key(request: EvaluationRequest, device: str, threads: int) -> str
             "memory_repeats": request.memory_repeats,
             "grid": [request.grid_country, request.grid_grams_per_kwh, request.cpu_watts_per_core],
             "harness": harness_version(),
+            "runtime": runtime_version(runtime_kind(request.checkpoint.path)),
             "machine": [device, cpu_model(), threads],
         }
     )

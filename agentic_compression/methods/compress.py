@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,9 @@ from agentic_compression.checkpoints import (
 )
 from agentic_compression.errors import AcfError, CompressionError, ModelError, StrategyError
 from agentic_compression.methods.calibration import calibration_tokens
+from agentic_compression.methods.growth import Growth
 from agentic_compression.methods.interface import Compressed, CompressionContext, Method
+from agentic_compression.methods.out_of_memory import is_out_of_memory, memory_errors
 from agentic_compression.methods.prefixes import PREFIXES, make_room, stored_prefix
 from agentic_compression.methods.registry import get_method, search_space
 from agentic_compression.methods.request import CompressionRequest
@@ -44,6 +46,7 @@ __all__ = ["compress", "content_key"]
 
 _LONGEST = 8
 _WORTH_KEEPING_SECONDS = 10.0
+_CHECKED_AT_ONCE = 1 << 22
 
 
 def compress(request: CompressionRequest, progress: Progress = no_progress) -> CompressionOutcome:
@@ -79,10 +82,15 @@ def compress(request: CompressionRequest, progress: Progress = no_progress) -> C
         timings = tuple(StageTiming(stage=stage.label, seconds=0.0, cached=True) for stage in strategy.stages)
         seconds = time.perf_counter() - started
         return CompressionOutcome(status="succeeded", checkpoint=stored, stages=timings, seconds=seconds, cached=True)
-    with _memory_errors():
-        reference, timings = _build(request, strategy, folder, progress)
+    growth = Growth(request.device)
+    with memory_errors():
+        reference, timings = _build_within_memory(request, strategy, folder, progress, growth)
     return CompressionOutcome(
-        status="succeeded", checkpoint=reference, stages=timings, seconds=time.perf_counter() - started
+        status="succeeded",
+        checkpoint=reference,
+        stages=timings,
+        seconds=time.perf_counter() - started,
+        peak_bytes=growth.peak,
     )
 
 
@@ -101,6 +109,8 @@ def content_key(request: CompressionRequest, strategy: Strategy | None = None) -
     calibration = None
     if _calibrates(strategy):
         calibration = [request.calibration_digest, request.calibration_samples, request.calibration_tokens]
+        if request.calibration_packing != "documents":
+            calibration.append(request.calibration_packing)
     return content_digest(
         {
             "base": request.base_digest,
@@ -150,13 +160,47 @@ def _stored(folder: Path, strategy: Strategy) -> CheckpointRef | None:
     return None if manifest is None else checkpoint_ref(folder, strategy.key, manifest.loads_with)
 
 
-def _build(
-    request: CompressionRequest, strategy: Strategy, folder: Path, progress: Progress
+class _StageOutOfMemory(Exception):  # noqa: N818 - a signal, not an error
+    """A stage ran out of memory that may succeed with smaller batches."""
+
+    def __init__(self, stage: int) -> None:
+        super().__init__(stage)
+        self.stage = stage
+
+
+def _build_within_memory(
+    request: CompressionRequest, strategy: Strategy, folder: Path, progress: Progress, growth: Growth
 ) -> tuple[CheckpointRef, tuple[StageTiming, ...]]:
+    """Build; once for every stage that ran out of memory, begin again with its batches halved.
+
+    A stage that was broken off has changed the model already, so that it begins with a model loaded again.
+    """
     import torch
 
     if request.threads:
         torch.set_num_threads(request.threads)
+    batch_sizes: dict[int, int] = {}
+    while True:
+        try:
+            return _build(request, strategy, folder, progress, growth, batch_sizes)
+        except _StageOutOfMemory as error:
+            batch_sizes[error.stage] = request.batch_size // 2
+        # Here, where the error and with it the frames that hold the model are gone.
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def _build(
+    request: CompressionRequest,
+    strategy: Strategy,
+    folder: Path,
+    progress: Progress,
+    growth: Growth,
+    batch_sizes: Mapping[int, int],
+) -> tuple[CheckpointRef, tuple[StageTiming, ...]]:
+    import torch
+
     scratch = folder.parent / f".{folder.name}.scratch"
     model, tokenizer, applied = _start(request, strategy)
     timings = [StageTiming(stage=stage.label, seconds=0.0, cached=True) for stage in strategy.stages[: len(applied)]]
@@ -173,14 +217,25 @@ def _build(
             load_base=lambda: _load_base(request).model,
             scratch=scratch / str(index),
             device=request.device,
+            batch_size=batch_sizes.get(index, request.batch_size),
             progress=progress,
         )
         torch.manual_seed(context.seed)
-        result = _apply(method, stage, model, context)
+        growth.begin()
+        try:
+            result = _apply(method, stage, model, context)
+        except Exception as error:
+            if is_out_of_memory(error) and index not in batch_sizes and request.batch_size > 1:
+                raise _StageOutOfMemory(index) from error
+            raise
         model, gguf = result.model, result.gguf
-        applied.append(AppliedStage(method=stage.method, version=method.version, notes=result.notes))
+        notes = result.notes
+        if index in batch_sizes:
+            tried = f"ran out of memory with {request.batch_size} windows at once, done again with {context.batch_size}"
+            notes = (*notes, tried)
+        applied.append(AppliedStage(method=stage.method, version=method.version, notes=notes))
         seconds = time.perf_counter() - started
-        timings.append(StageTiming(stage=stage.label, seconds=seconds))
+        timings.append(StageTiming(stage=stage.label, seconds=seconds, peak_bytes=growth.end()))
         if index + 1 < len(strategy.stages) and (method.trains or seconds >= _WORTH_KEEPING_SECONDS):
             _keep_prefix(request, strategy, applied, model, tokenizer)
     reference = save_checkpoint(model, tokenizer, folder, _origin(request, strategy, applied), gguf=gguf)
@@ -265,7 +320,9 @@ class _Windows:
         if self._tokenizer is None:
             raise CompressionError(f"{names} needs a tokenizer, {request.model_path} has none; add tokenizer.json")
         path = Path(request.calibration_path)
-        return calibration_tokens(path, self._tokenizer, samples, request.calibration_tokens, request.seed)
+        return calibration_tokens(
+            path, self._tokenizer, samples, request.calibration_tokens, request.seed, request.calibration_packing
+        )
 
 
 def _apply(method: Method, stage: Stage, model: Any, context: CompressionContext) -> Compressed:
@@ -278,7 +335,7 @@ def _apply(method: Method, stage: Stage, model: Any, context: CompressionContext
             raise CompressionError(f"stage {stage.label}: {error}") from error
         raise
     except RuntimeError as error:
-        if _out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise CompressionError(f"stage {stage.label}: {error}; try other parameters or another method") from error
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
@@ -290,23 +347,9 @@ def _apply(method: Method, stage: Stage, model: Any, context: CompressionContext
 def _check_finite(model: Any, what: str) -> None:
     import torch
 
+    def finite(tensor: torch.Tensor) -> bool:  # by parts: the test makes copies, and an embedding may be large
+        return all(bool(torch.isfinite(part).all()) for part in tensor.detach().reshape(-1).split(_CHECKED_AT_ONCE))
+
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not finite(tensor):
             raise CompressionError(f"{what} holds NaN or infinite weights in {name}; use another model or strategy")
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Turn the CPU allocator's RuntimeError into the MemoryError that it is; CUDA's own error passes."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):
-            raise MemoryError(str(error).splitlines()[0]) from error
-        raise

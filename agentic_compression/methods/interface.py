@@ -127,6 +127,7 @@ class CompressionContext:
         scratch: a folder that outlives a killed process: what a long stage needs to go on where it stopped. It is
             removed once the strategy is done. None outside ``compress``.
         device: where to compute.
+        batch_size: calibration or training windows at once; halved when a stage ran out of memory and is tried again.
         progress: told as layers are done.
     """
 
@@ -137,6 +138,7 @@ class CompressionContext:
     load_base: Callable[[], Any] | None = None
     scratch: Path | None = None
     device: str = "cpu"
+    batch_size: int = 16
     progress: Progress = no_progress
 
 
@@ -219,6 +221,8 @@ class Method:
         needs: bytes and seconds one run takes, told from the model's shape; None when nothing is known.
         version: raised whenever the same parameters give another result; part of the content key.
         requires: importable libraries it needs beyond the package's own dependencies.
+        unavailable: why it cannot run on this machine, or None when it can, where a library and a GPU do not say it
+            all; imports no torch.
     """
 
     name: str
@@ -236,6 +240,7 @@ class Method:
     requires: tuple[str, ...] = field(default=())
     calibrates: Callable[[Any], bool] | None = None
     needs: Callable[[Workload, Any], Needs] | None = None
+    unavailable: Callable[[], str | None] | None = None
 
     def needs_calibration_for(self, config: MethodConfig) -> bool:
         """Whether a run with this config uses calibration data."""

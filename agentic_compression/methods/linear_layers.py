@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from agentic_compression.errors import CompressionError
+
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["fitting_group_size", "group_notes", "target_linears"]
+__all__ = ["fitting_group_size", "group_notes", "require_linears", "target_linears", "uncovered_notes"]
 
 _ROUTERS = ("gate", "router", "classifier", "score")
+_UNCOVERED_FROM = 0.05
 
 
 def target_linears(model: Any) -> list[tuple[str, torch.nn.Linear]]:
@@ -28,6 +31,29 @@ def target_linears(model: Any) -> list[tuple[str, torch.nn.Linear]]:
         for name, module in model.named_modules()
         if type(module) is nn.Linear and module is not head and name.rpartition(".")[2] not in _ROUTERS
     ]
+
+
+def require_linears(model: Any, what: str) -> list[tuple[str, torch.nn.Linear]]:
+    """:func:`target_linears`, which must not be empty.
+
+    Raises:
+        CompressionError: naming the method ``what`` and the architecture.
+    """
+    if targets := target_linears(model):
+        return targets
+    raise CompressionError(
+        f"{what} works on torch.nn.Linear layers, and {type(model).__name__} has none besides its output embedding "
+        "(GPT-2, for one, keeps its weights in Conv1D); use a model of another architecture"
+    )
+
+
+def uncovered_notes(model: Any) -> tuple[str, ...]:
+    """What to record when much of a model is not in linears: stacked experts of a mixture, which stay as they are."""
+    stacked = [(name, parameter) for name, parameter in model.named_parameters() if parameter.dim() > 2]
+    share = sum(parameter.numel() for _, parameter in stacked) / sum(p.numel() for p in model.parameters())
+    if share < _UNCOVERED_FROM:
+        return ()
+    return (f"{share:.0%} of the weights are stacked tensors, not linears, and stay as they are: {stacked[0][0]}",)
 
 
 def fitting_group_size(in_features: int, group_size: int) -> int:

@@ -18,9 +18,25 @@ ENTRY_POINT_GROUP = "agentic_compression.methods"
 
 _BUILT_IN = (
     "agentic_compression.methods.magnitude:METHOD",
-    "agentic_compression.methods.low_rank:METHOD",
+    "agentic_compression.methods.wanda:METHOD",
+    "agentic_compression.methods.sparsegpt:METHOD",
+    "agentic_compression.methods.drop_layers:METHOD",
+    "agentic_compression.methods.drop_heads:METHOD",
+    "agentic_compression.methods.drop_channels:METHOD",
+    "agentic_compression.methods.asvd:METHOD",
+    "agentic_compression.methods.svd_llm:METHOD",
     "agentic_compression.methods.rtn:METHOD",
     "agentic_compression.methods.gptq:METHOD",
+    "agentic_compression.methods.awq:METHOD",
+    "agentic_compression.methods.autoround:METHOD",
+    "agentic_compression.methods.mixed_precision:METHOD",
+    "agentic_compression.methods.int8:METHOD",
+    "agentic_compression.methods.nf4:METHOD",
+    "agentic_compression.methods.fp8:METHOD",
+    "agentic_compression.methods.gguf:METHOD",
+    "agentic_compression.methods.distill:METHOD",
+    "agentic_compression.methods.lora:METHOD",
+    "agentic_compression.methods.qlora:METHOD",
 )
 
 
@@ -95,7 +111,7 @@ def _missing(method: Method) -> str | None:
             return f"needs the library {library}; install it with: pip install {library}"
     if method.needs_gpu and not _has_gpu():
         return "needs an NVIDIA GPU; none was found on this machine"
-    return None
+    return method.unavailable() if method.unavailable else None
 
 
 @cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from agentic_compression.records import Record, Strategy
@@ -20,6 +22,12 @@ class CompressionRequest(Record):
     calibration_digest: str | None = None
     calibration_samples: int = Field(default=128, ge=1, description="documents drawn, seeded")
     calibration_tokens: int = Field(default=256, ge=8, description="a document is cut to this many tokens")
+    calibration_packing: Literal["documents", "packed"] = Field(
+        default="documents", description="a document a window, or documents joined and cut into equal windows"
+    )
+    batch_size: int = Field(
+        default=16, ge=1, description="windows at once; halved once for a stage that ran out of memory"
+    )
     prefix_cache_bytes: int = Field(
         default=4_000_000_000, ge=0, description="results of first stages may take so much; 0 keeps none"
     )

@@ -15,9 +15,21 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from agentic_compression.methods.interface import Choice, Compressed, CompressionContext, Method, MethodConfig
+from agentic_compression.methods.interface import (
+    Choice,
+    Compressed,
+    CompressionContext,
+    Method,
+    MethodConfig,
+    Needs,
+    Workload,
+)
 
-__all__ = ["METHOD", "RtnConfig", "apply"]
+__all__ = ["METHOD", "RtnConfig", "apply", "needs", "quantize"]
+
+_ELEMENTS_AT_ONCE = 1 << 22
+_SECONDS_A_WEIGHT = 1e-7  # on the reference core of 2e10 operations a second
+_SEARCH_COST = 15
 
 
 class RtnConfig(MethodConfig):
@@ -30,6 +42,9 @@ class RtnConfig(MethodConfig):
     symmetric: Annotated[bool, Choice(True, False)] = Field(
         default=False, description="grid centred on zero; false stores a zero point a group"
     )
+    least_error: Annotated[bool, Choice(True, False)] = Field(
+        default=False, description="search scales for the least rounding error; else they reach the extremes"
+    )
 
 
 def apply(model: Any, config: RtnConfig, context: CompressionContext) -> Compressed:
@@ -41,16 +56,15 @@ def apply(model: Any, config: RtnConfig, context: CompressionContext) -> Compres
         context: device and progress; no calibration data is used.
     """
     from agentic_compression.checkpoints.packed_linear import PackedLinear
-    from agentic_compression.methods.linear_layers import group_notes, target_linears
+    from agentic_compression.methods.linear_layers import group_notes, require_linears, uncovered_notes
 
-    targets = target_linears(model)
-    for done, (name, linear) in enumerate(targets):
-        context.progress("rtn", done, len(targets))
-        weight = quantize(linear.weight.detach(), config)
-        model.set_submodule(name, PackedLinear(weight, linear.bias))
-    context.progress("rtn", len(targets), len(targets))
-    notes = group_notes([(name, linear.in_features) for name, linear in targets], config.group_size)
-    return Compressed(model=model, notes=notes)
+    names = [(name, linear.in_features) for name, linear in require_linears(model, "rtn")]
+    for done, (name, _) in enumerate(names):
+        context.progress("rtn", done, len(names))
+        linear = model.get_submodule(name)  # a list of the layers would keep the dense weights in memory
+        model.set_submodule(name, PackedLinear(quantize(linear.weight.detach(), config), linear.bias))
+    context.progress("rtn", len(names), len(names))
+    return Compressed(model=model, notes=(*uncovered_notes(model), *group_notes(names, config.group_size)))
 
 
 def quantize(weight: Any, config: RtnConfig) -> Any:
@@ -63,15 +77,27 @@ def quantize(weight: Any, config: RtnConfig) -> Any:
 
     rows, columns = weight.shape
     groups = columns // fitting_group_size(columns, config.group_size)
-    grouped = weight.to(torch.float32).view(rows, groups, -1)
-    scale, zero_point = grid(grouped, config.bits, config.symmetric)
-    codes = round_to_grid(grouped, scale[..., None], zero_point[..., None], config.bits)
+    codes = torch.empty((rows, columns), dtype=torch.int8, device=weight.device)
+    scale = torch.empty((rows, groups), dtype=stored_scale_dtype(weight.dtype), device=weight.device)
+    zero_point = torch.empty((rows, groups), dtype=torch.int8, device=weight.device)
+    step = max(1, _ELEMENTS_AT_ONCE // columns)
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        grouped = weight[part].to(torch.float32).reshape(-1, groups, columns // groups)
+        scales, zeros = grid(grouped, config.bits, config.symmetric, least_error=config.least_error)
+        rounded = round_to_grid(grouped, scales[..., None], zeros[..., None], config.bits)
+        codes[part], scale[part], zero_point[part] = rounded.view(-1, columns), scales, zeros
     return QuantizedTensor(
-        codes=codes.view(rows, columns).to(torch.int8),
-        scale=scale.to(stored_scale_dtype(weight.dtype)),
-        zero_point=None if config.symmetric else zero_point.to(torch.int8),
-        bits=config.bits,
+        codes=codes, scale=scale, zero_point=None if config.symmetric else zero_point, bits=config.bits
     )
+
+
+def needs(workload: Workload, config: RtnConfig) -> Needs:
+    """The model, a few float32 copies of a part of one layer, and its codes twice; a rate of weights a second."""
+    layer = workload.hidden * workload.widest_input
+    copies = 4 * min(layer, _ELEMENTS_AT_ONCE) * (8 if config.least_error else 5)
+    seconds = workload.linear_parameters * _SECONDS_A_WEIGHT * (_SEARCH_COST if config.least_error else 1)
+    return Needs(peak_bytes=workload.weight_bytes + copies + 2 * layer, seconds=seconds)
 
 
 METHOD = Method(
@@ -81,5 +107,6 @@ METHOD = Method(
     apply=apply,
     summary="round weights to the nearest of 2, 3, 4 or 8 bits, in groups; needs no data and takes seconds",
     paper="Dettmers et al. 2022, LLM.int8(), arXiv:2208.07339; Yao et al. 2022, ZeroQuant, arXiv:2206.01861",
+    needs=needs,
     may_follow=("pruning", "low_rank", "healing"),
 )

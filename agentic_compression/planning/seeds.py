@@ -14,22 +14,29 @@ __all__ = ["seed_strategies"]
 Wish = tuple[tuple[str, ...], dict[str, ParameterValue]]  # methods by preference, parameter values
 
 _FOUR_BITS: Wish = (("gptq", "rtn"), {"bits": 4, "group_size": 128})
+_LLAMA_CPP: Wish = (("gguf",), {"type": "Q4_K_M"})
+_LIGHT_PRUNING: Wish = (("sparsegpt", "wanda", "magnitude"), {"sparsity": 0.3})
 _WISHES: tuple[tuple[tuple[Wish, ...], str], ...] = (
     ((_FOUR_BITS,), "4 bits, the usual knee of size and accuracy"),
+    ((_LLAMA_CPP,), "4 bits in llama.cpp, the quickest engine on a CPU"),
     (((("rtn", "gptq"), {"bits": 8, "group_size": 128}),), "8 bits, nearly lossless"),
     (((("gptq", "rtn"), {"bits": 3, "group_size": 64}),), "3 bits in small groups, below the usual knee"),
     (((("gptq", "rtn"), {"bits": 2, "group_size": 32}),), "2 bits, the small end of the trade-off"),
-    (((("low_rank",), {"rank_ratio": 0.5}),), "low rank, fewer multiplications without changing the number format"),
-    (((("magnitude", "wanda", "sparsegpt"), {"sparsity": 0.3}), _FOUR_BITS), "light pruning, then 4 bits"),
+    (((("drop_channels",), {"share": 0.2}), _LLAMA_CPP), "a narrower MLP, then 4 bits in llama.cpp"),
+    ((_LIGHT_PRUNING, _FOUR_BITS), "light pruning, then 4 bits"),
+    (
+        ((("svd_llm", "asvd"), {"rank_ratio": 0.5}),),
+        "low rank, fewer multiplications without changing the number format",
+    ),
 )
 
 
 def seed_strategies(space: SearchSpace, limit: int = 8) -> tuple[tuple[Strategy, str], ...]:
     """Sensible strategies of this space with a reason each, in the order to try them.
 
-    The first four span the trade-off from 8 bits to 2. Values that the space does not allow are replaced by the
+    The first five span the trade-off from 8 bits to 2. Values that the space does not allow are replaced by the
     nearest allowed one; strategies it refuses are left out; offered methods that none of them uses follow with their
-    defaults, so that every method is tried.
+    defaults, so that every method is tried, those that train last.
 
     Args:
         space: the methods on offer.
@@ -40,7 +47,7 @@ def seed_strategies(space: SearchSpace, limit: int = 8) -> tuple[tuple[Strategy,
     """
     wanted = [(_fulfil(space, wishes), reason) for wishes, reason in _WISHES]
     named = {stage.method for strategy, _ in wanted if strategy for stage in strategy.stages}
-    for method in space.offered:
+    for method in sorted(space.offered, key=lambda method: method.trains):
         if method.name not in named:
             default = Strategy(stages=(Stage(method=method.name),))
             wanted.append((default, f"{method.name} with its defaults, to have tried it once"))

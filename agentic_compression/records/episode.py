@@ -53,6 +53,9 @@ class StageTiming(Record):
 
     stage: str
     seconds: float = Field(ge=0)
+    peak_bytes: int = Field(
+        default=0, ge=0, description="largest growth while it ran, the loaded model included; 0 where not measured"
+    )
     cached: bool = False
 
 
@@ -67,6 +70,11 @@ class CompressionOutcome(Record):
     joules: float = 0.0
     energy_source: Literal["measured", "estimated"] = "estimated"
     peak_rss_bytes: int = 0
+    peak_bytes: int = Field(
+        default=0, ge=0, description="largest growth of the process, or of a GPU's allocations; 0 where not measured"
+    )
+    estimated_peak_bytes: int | None = Field(default=None, description="what was expected of peak_bytes")
+    estimated_seconds: float | None = Field(default=None, description="what was expected of seconds")
     decisions: tuple[str, ...] = Field(
         default=(), description="of every stage with a condition: whether it was carried out, and why"
     )

@@ -58,6 +58,7 @@ class Environment(Record):
     python: str = ""
     platform: str = ""
     packages: dict[str, str] = Field(default_factory=dict)
+    runtime: str = Field(default="transformers", description="what ran the model: transformers, llama.cpp or vllm")
 
 
 class CheckpointRef(Record):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -81,6 +83,15 @@ def test_moving_to_another_dtype_keeps_the_kernel_usable() -> None:
     layer = PackedLinear(quantized).to(torch.float32)
     assert layer.scales_and_zeros.dtype == torch.bfloat16
     assert layer(torch.ones(2, 3, 64)).shape == (2, 3, 64)
+
+
+def test_moving_to_float16_and_back_does_not_round_the_scales() -> None:
+    quantized = random_weight(32, 64, 4, 32, False)
+    tiny = dataclasses.replace(quantized, scale=(quantized.scale.float() * 1e-7).to(torch.bfloat16))
+    layer = PackedLinear(tiny)
+    kept = layer.scales_and_zeros.clone()
+    layer.to(torch.float16).to(torch.bfloat16)
+    assert torch.equal(layer.scales_and_zeros, kept)
 
 
 @pytest.mark.parametrize("block_rows", [32, 64])

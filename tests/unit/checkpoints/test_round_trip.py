@@ -50,11 +50,11 @@ CASES = {
     "biases": ("biases", torch.float32, (("rtn", {"bits": 8, "group_size": -1, "symmetric": True}),)),
     "odd": ("odd", torch.float32, (("rtn", {"bits": 2, "group_size": 32}),)),
     "bitmask": ("tied", torch.bfloat16, (("magnitude", {"sparsity": 0.5}),)),
-    "low_rank": ("biases", torch.float32, (("low_rank", {"rank_ratio": 0.5, "whiten": False}),)),
+    "low_rank": ("biases", torch.float32, (("asvd", {"rank_ratio": 0.5, "alpha": 0.0}),)),
     "low_rank_packed": (
         "llama",
         torch.bfloat16,
-        (("low_rank", {"rank_ratio": 0.5, "whiten": False}), ("rtn", {"bits": 4, "group_size": 32})),
+        (("asvd", {"rank_ratio": 0.5, "alpha": 0.0}), ("rtn", {"bits": 4, "group_size": 32})),
     ),
 }
 

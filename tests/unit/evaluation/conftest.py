@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentic_compression.evaluation.loading import LoadedModel, load_model
+from agentic_compression.runtimes.transformers_runtime import TransformersRuntime
 
 WORDS = [f"w{number}" for number in range(60)] + ["Question", "Answer", ":", "?"]
 
@@ -48,11 +48,11 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_path: Path) -> LoadedModel:
+def tiny(tiny_path: Path) -> TransformersRuntime:
     import torch
 
     torch.set_num_threads(1)
-    return load_model(str(tiny_path), "cpu")
+    return TransformersRuntime(tiny_path)
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +63,6 @@ def sentences() -> list[str]:
     return [" ".join(generator.choices(WORDS[:60], k=generator.randint(1, 70))) for _ in range(25)] + ["w1 " * 200]
 
 
-def ids_of(loaded: LoadedModel, text: str) -> list[int]:
-    encoded: Any = loaded.tokenizer(text)["input_ids"]
+def ids_of(runtime: TransformersRuntime, text: str) -> list[int]:
+    encoded: Any = runtime.tokenizer(text)["input_ids"]
     return list(encoded)

@@ -85,6 +85,7 @@ def test_everything_is_measured_and_the_same_twice(request_of_tiny: EvaluationRe
     assert first.evaluation.energy.co2_grams_per_1000_requests.value == pytest.approx(
         first.evaluation.energy.joules_per_request.value * 1000 / 3.6e6 * first.evaluation.energy.grid_grams_per_kwh
     )
+    assert first.evaluation.environment.runtime == "transformers"
     assert first.evaluation.energy.source in {"measured", "estimated"}
     assert first.joules > 0
 
@@ -167,7 +168,7 @@ def test_running_out_of_memory_propagates(request_of_tiny: EvaluationRequest, mo
     def run_out(*_: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    monkeypatch.setattr(module, "load_model", run_out)
+    monkeypatch.setattr(module, "open_runtime", run_out)
     with pytest.raises(MemoryError):
         evaluate(request_of_tiny)
 

@@ -15,12 +15,14 @@ from agentic_compression.evaluation.language_modelling import (
     score_documents,
     within_budget,
 )
-from agentic_compression.evaluation.loading import LoadedModel, load_model
+from agentic_compression.runtimes.transformers_runtime import TransformersRuntime
 from tests.unit.evaluation.conftest import ids_of
 
 
-def test_perplexity_equals_a_float64_reference(tiny: LoadedModel, tiny_path: Path, sentences: list[str]) -> None:
-    exact = load_model(str(tiny_path), "cpu").model.double()
+def test_perplexity_equals_a_float64_reference(
+    tiny: TransformersRuntime, tiny_path: Path, sentences: list[str]
+) -> None:
+    exact = TransformersRuntime(tiny_path).model.double()
     nll, tokens, hits = 0.0, 0, 0
     for text in sentences:
         ids = ids_of(tiny, text)[:96]
@@ -40,7 +42,7 @@ def test_perplexity_equals_a_float64_reference(tiny: LoadedModel, tiny_path: Pat
         assert measured.perplexity.low < measured.perplexity.value < measured.perplexity.high
 
 
-def test_scores_do_not_depend_on_what_shares_the_batch(tiny: LoadedModel, sentences: list[str]) -> None:
+def test_scores_do_not_depend_on_what_shares_the_batch(tiny: TransformersRuntime, sentences: list[str]) -> None:
     windows = encode_documents(tiny, sentences)
     together = score_documents(tiny, windows, 64)
     alone = [score_documents(tiny, [window], 1)[0] for window in windows]
@@ -48,7 +50,7 @@ def test_scores_do_not_depend_on_what_shares_the_batch(tiny: LoadedModel, senten
     assert [score.hits for score in together] == [score.hits for score in alone]
 
 
-def test_documents_begin_with_bos_once_and_are_cut_at_the_context(tiny: LoadedModel) -> None:
+def test_documents_begin_with_bos_once_and_are_cut_at_the_context(tiny: TransformersRuntime) -> None:
     long, short = encode_documents(tiny, ["w1 " * 200, "w1"])
     assert len(long) == 96
     assert short == [1, tiny.tokenizer.convert_tokens_to_ids("w1")]
@@ -63,7 +65,7 @@ def test_budget_takes_whole_documents_until_it_is_reached() -> None:
 
 
 def test_nan_is_an_error_not_a_number(tiny_path: Path, sentences: list[str]) -> None:
-    broken = load_model(str(tiny_path), "cpu")
+    broken = TransformersRuntime(tiny_path)
     broken.model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(CompressionError, match="likelihoods must be finite"):
         score_documents(broken, encode_documents(broken, sentences), 8)

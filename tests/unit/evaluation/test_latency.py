@@ -9,17 +9,17 @@ import torch
 from agentic_compression.errors import CompressionError, ConfigurationError
 from agentic_compression.evaluation.energy import CpuTimeCounter
 from agentic_compression.evaluation.latency import energy_blocks, is_stable, latency_of, time_requests
-from agentic_compression.evaluation.loading import LoadedModel, load_model
-from agentic_compression.evaluation.workload import Server, WallClock, build_workload, check_finite
+from agentic_compression.evaluation.workload import build_workload, check_finite
 from agentic_compression.records import EvaluationSettings
+from agentic_compression.runtimes.transformers_runtime import TransformersRuntime
 
 SETTINGS = EvaluationSettings(prompt_tokens=24, new_tokens=10, runs=4, warmup_runs=2)
 
 
-def test_greedy_tokens_equal_generate(tiny: LoadedModel) -> None:
+def test_greedy_tokens_equal_generate(tiny: TransformersRuntime) -> None:
     workload = build_workload(tiny, SETTINGS)
+    answer = workload.serve(tiny)
     with torch.inference_mode():
-        answer = Server(tiny.model, workload, WallClock()).serve()
         expected = tiny.model.generate(
             input_ids=torch.tensor([workload.prompt]),
             do_sample=False,
@@ -31,27 +31,26 @@ def test_greedy_tokens_equal_generate(tiny: LoadedModel) -> None:
     assert len(workload.prompt) == 24
     assert answer.tokens == expected.tolist()
     assert len(answer.tokens) == 10
-    start, first, end = answer.marks
-    assert start < first < end
+    assert 0 < answer.first_token_ms < answer.request_ms
 
 
-def test_prompt_is_fixed_and_begins_with_bos(tiny: LoadedModel) -> None:
+def test_prompt_is_fixed_and_begins_with_bos(tiny: TransformersRuntime) -> None:
     first, second = build_workload(tiny, SETTINGS), build_workload(tiny, SETTINGS)
     assert first == second
     assert first.prompt[0] == 1
     assert not set(first.prompt[1:]) & set(tiny.tokenizer.all_special_ids)
 
 
-def test_prompt_must_fit_the_context(tiny: LoadedModel) -> None:
+def test_prompt_must_fit_the_context(tiny: TransformersRuntime) -> None:
     with pytest.raises(ConfigurationError, match="must fit the context of 96, got 100"):
         build_workload(tiny, EvaluationSettings(prompt_tokens=90, new_tokens=10))
 
 
-def test_timed_runs_have_the_asked_number_and_add_up(tiny: LoadedModel) -> None:
-    server, clock = Server(tiny.model, build_workload(tiny, SETTINGS), WallClock()), WallClock()
+def test_timed_runs_have_the_asked_number_and_add_up(tiny: TransformersRuntime) -> None:
     seen: list[tuple[str, int, int]] = []
-    runs = time_requests(server, clock, CpuTimeCounter(15.0), SETTINGS, lambda *report: seen.append(report))
-    measured = latency_of(runs, SETTINGS, clock)
+    workload = build_workload(tiny, SETTINGS)
+    runs = time_requests(tiny, workload, CpuTimeCounter(15.0), SETTINGS, lambda *report: seen.append(report))
+    measured = latency_of(runs, SETTINGS, tiny)
     assert len(runs.request_ms) == len(runs.joules) == 4
     assert seen[-1] == ("latency", 4, 4)
     assert gc.isenabled()
@@ -64,10 +63,10 @@ def test_timed_runs_have_the_asked_number_and_add_up(tiny: LoadedModel) -> None:
     assert 2 <= measured.warmup_runs <= 12
 
 
-def test_energy_blocks_divide_by_the_requests_served(tiny: LoadedModel) -> None:
+def test_energy_blocks_divide_by_the_requests_served(tiny: TransformersRuntime) -> None:
     counter = CpuTimeCounter(15.0)
     counter.resolution_s = 0.003  # type: ignore[misc]
-    blocks = energy_blocks(Server(tiny.model, build_workload(tiny, SETTINGS), WallClock()), counter)
+    blocks = energy_blocks(tiny, build_workload(tiny, SETTINGS), counter)
     assert len(blocks) == 5
     assert all(0 < joules < 15 for joules in blocks)
 
@@ -79,7 +78,7 @@ def test_warm_up_is_stable_when_two_windows_agree() -> None:
 
 
 def test_nan_logits_are_refused_before_anything_is_timed(tiny_path: Path) -> None:
-    broken = load_model(str(tiny_path), "cpu")
+    broken = TransformersRuntime(tiny_path)
     broken.model.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(CompressionError, match="logits must be finite"):
         check_finite(broken, [1, 2, 3])

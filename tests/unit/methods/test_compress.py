@@ -73,9 +73,9 @@ def test_two_stages_are_applied_in_order_and_cached(base: Path, tmp_path: Path) 
 
 
 def test_stored_prefix_is_continued_from_and_gives_the_same_bits(base: Path, tmp_path: Path) -> None:
-    text = "low_rank:rank_ratio=0.5 | rtn:bits=4,group_size=32"
+    text = "svd_llm:rank_ratio=0.5 | rtn:bits=4,group_size=32"
     direct = compress(request(base, tmp_path / "direct", text))
-    compress(request(base, tmp_path / "shared", "low_rank:rank_ratio=0.5"))
+    compress(request(base, tmp_path / "shared", "svd_llm:rank_ratio=0.5"))
     shared = compress(request(base, tmp_path / "shared", text))
     assert [timing.cached for timing in shared.stages] == [True, False]
     assert direct.checkpoint is not None
@@ -91,7 +91,7 @@ def test_key_depends_on_what_changes_the_result_only(base: Path, tmp_path: Path)
     assert key != content_key(request(base, tmp_path, "rtn", base_digest="other"))
     calibrated = content_key(request(base, tmp_path, "gptq"))
     assert calibrated != content_key(request(base, tmp_path, "gptq", calibration_digest="other"))
-    plain = "low_rank:whiten=false"
+    plain = "asvd:alpha=0"
     assert content_key(request(base, tmp_path, plain)) == content_key(
         request(base, tmp_path, plain, calibration_digest="other")
     )
@@ -102,7 +102,8 @@ def test_key_depends_on_what_changes_the_result_only(base: Path, tmp_path: Path)
     [
         ("rtn | magnitude", "cannot follow"),
         ("rtn | gptq", "cannot follow"),
-        ("magnitude | low_rank", "cannot follow"),
+        ("magnitude | svd_llm", "cannot follow"),
+        ("wanda:pattern=2:4 | sparsegpt", "cannot follow"),
         ("rtn:bits=5", "must be one of 2, 3, 4, 8"),
         ("rtn:nonsense=1", "no parameter"),
         ("nonsense", "unknown method"),

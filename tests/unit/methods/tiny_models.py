@@ -9,7 +9,15 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 SHARED = Path(__file__).resolve().parents[4] / "shared"
 STORIES = SHARED / "models" / "stories260K"
@@ -77,4 +85,56 @@ def logits(model: Any, rows: int = 2, tokens: int = 24) -> torch.Tensor:
     ids = torch.randint(2, 250, (rows, tokens), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         result: torch.Tensor = model(input_ids=ids).logits
+    return result
+
+
+def built_model(kind: str, heads: int = 4, kv_heads: int = 2, blocks: int = 2, **others: Any) -> Any:
+    """A random model of any architecture transformers knows by this ``model_type``: hidden 48, MLP 96, heads of 8.
+
+    Biases and norms are random too, so that a bias left behind or a norm cut wrongly shows.
+    """
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": 258,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "ffn_dim": 96,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+    }
+    without = {"opt": ("head_dim", "intermediate_size"), "gpt2": ("intermediate_size", "head_dim", "ffn_dim")}
+    for name in without.get(kind, ("ffn_dim",)):
+        del shape[name]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(shape | others)))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") or "norm" in name:
+            torch.nn.init.normal_(parameter, mean=0.0 if name.endswith("bias") else 1.0, std=0.2)
+    return model.eval()
+
+
+def random_windows(count: int = 12, tokens: int = 40) -> list[torch.Tensor]:
+    """Calibration windows of random tokens."""
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(2, 258, (1, tokens), generator=generator) for _ in range(count)]
+
+
+def generated(model: Any, use_cache: bool) -> torch.Tensor:
+    """Eight tokens, each the likeliest, after a fixed prompt."""
+    prompt = torch.randint(2, 250, (1, 6), generator=torch.Generator().manual_seed(5))
+    result: torch.Tensor = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=8,
+        min_new_tokens=8,
+        do_sample=False,
+        use_cache=use_cache,
+        pad_token_id=0,
+    )
     return result

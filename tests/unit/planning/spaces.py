@@ -28,7 +28,7 @@ MAGNITUDE = MethodDescription(
     name="magnitude", category="pruning", summary="", paper="", parameters=(_ratio("sparsity", 0.5),)
 )
 LOW_RANK = MethodDescription(
-    name="low_rank",
+    name="svd_llm",
     category="low_rank",
     summary="",
     paper="",
