@@ -30,7 +30,7 @@ PRELOAD = (
     "transformers.models.llama.modeling_llama",
     "agentic_compression.methods.compress",
     "agentic_compression.evaluation.evaluate",
-    "lm_eval.models.huggingface",
+    "agentic_compression.runtimes.transformers_runtime",
     "lm_eval.evaluator",
 )
 

@@ -162,7 +162,7 @@ def _texts(context: CompressionContext) -> tuple[str, ...]:
 
 
 def _needs(workload: Workload, config: GgufConfig) -> Needs:
-    """A walk without matrices; then one tensor's blocks, the float32 rows that threads work on, the quantizers' rate."""
+    """A walk without matrices; then one tensor's blocks, the float32 rows of the threads, the quantizers' rate."""
     from agentic_compression.methods.calibration_cost import walking_needs
 
     rows = workload.threads * (8 << 20)
@@ -173,7 +173,7 @@ def _needs(workload: Workload, config: GgufConfig) -> Needs:
     if not _calibrates(config):
         return Needs(peak_bytes=writing, seconds=1 + seconds)
     walk = walking_needs(workload, matrices=False)
-    return Needs(peak_bytes=max(writing, walk.peak_bytes), seconds=1 + seconds + walk.seconds)
+    return Needs(peak_bytes=max(writing, walk.peak_bytes + _BUFFERS), seconds=1 + seconds + walk.seconds)
 
 
 METHOD = Method(

@@ -8,7 +8,7 @@ from typing import Any
 
 from agentic_compression.execution import Supervisor, TaskOutcome
 from agentic_compression.progress import Progress
-from agentic_compression.records import CheckpointRef, Evaluation, Record, StageTiming, Strategy
+from agentic_compression.records import BASELINE, CheckpointRef, Evaluation, Record, StageTiming, Strategy
 from agentic_compression.testing.records import make_evaluation
 
 __all__ = ["ScriptedSupervisor"]
@@ -24,14 +24,15 @@ class ScriptedSupervisor(Supervisor):
         super().__init__(preload=())
         self.script = script or (lambda strategy: make_evaluation())
         self.calls: list[str] = []
-        self._strategies: dict[str, Strategy] = {}
+        self._strategies: dict[str, Strategy] = {BASELINE.key: BASELINE}
 
     def run(self, entry: str, request: Record, *, timeout_s: float, progress: Progress | None = None) -> TaskOutcome:
         """Answer at once."""
         name = entry.rsplit(":", 1)[-1]
         self.calls.append(name)
         values: Any = request
-        return self._compress(values) if name == "compress" else self._evaluate(values)
+        actions = {"compress": self._compress, "measure_quality": self._measure_quality}
+        return actions.get(name, self._evaluate)(values)
 
     def _compress(self, request: Any) -> TaskOutcome:
         strategy: Strategy = request.strategy
@@ -62,3 +63,9 @@ class ScriptedSupervisor(Supervisor):
         assert isinstance(evaluation, Evaluation)
         result = {"status": "succeeded", "evaluation": evaluation.model_dump(mode="json")}
         return TaskOutcome(status="succeeded", result=result, wall_seconds=2.0, cpu_seconds=2.0)
+
+    def _measure_quality(self, request: Any) -> TaskOutcome:
+        evaluation = self.script(self._strategies[request.checkpoint.strategy_key])
+        assert isinstance(evaluation, Evaluation)
+        result = {"status": "succeeded", "accuracy": evaluation.accuracy.value}
+        return TaskOutcome(status="succeeded", result=result, wall_seconds=0.5, cpu_seconds=0.5)

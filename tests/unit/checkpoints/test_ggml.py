@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from agentic_compression.checkpoints.ggml import GGML_TYPES, block_width, quantize_rows, row_bytes
 from agentic_compression.errors import CompressionError
@@ -27,12 +30,12 @@ def normal(rows: int = 24, width: int = 512, seed: int = 0) -> torch.Tensor:
     return torch.randn((rows, width), generator=torch.Generator().manual_seed(seed))
 
 
-def read_back(blocks: np.ndarray, name: str) -> np.ndarray:
-    values: np.ndarray = gguf.dequantize(blocks, gguf.GGMLQuantizationType(GGML_TYPES[name]))
+def read_back(blocks: NDArray[Any], name: str) -> NDArray[Any]:
+    values: NDArray[Any] = gguf.dequantize(blocks, gguf.GGMLQuantizationType(GGML_TYPES[name]))
     return values
 
 
-def everywhere(width: int = 512) -> np.ndarray:
+def everywhere(width: int = 512) -> NDArray[Any]:
     return np.ones(width, dtype=np.float32)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from agentic_compression.checkpoints.gguf_architecture import gguf_layout, row_order
 from agentic_compression.checkpoints.gguf_file import write_gguf
@@ -37,7 +38,7 @@ def ids() -> torch.Tensor:
     return torch.randint(2, 250, (1, TOKENS), generator=torch.Generator().manual_seed(1))
 
 
-def llama_logits(path: Path, count: int = TOKENS) -> np.ndarray:
+def llama_logits(path: Path, count: int = TOKENS) -> NDArray[Any]:
     with LlamaModel(path) as model:
         context = model.context(ContextOptions(tokens=128, exact=True))
         return context.decode(ids()[0, :count].tolist(), range(count), [0] * count, [True] * count)

@@ -21,7 +21,7 @@ from agentic_compression.methods.block_tuning import Rounding, TunedRounding
 from agentic_compression.methods.interface import CompressionContext
 from agentic_compression.methods.rtn import METHOD as RTN
 from agentic_compression.methods.rtn import RtnConfig, quantize
-from tests.unit.methods.tiny_models import logits, tiny_model
+from tests.unit.methods.tiny_models import logits, tiny_model, tiny_tokenizer
 
 
 def calibration(windows: int = 16, tokens: int = 32, seed: int = 3) -> list[torch.Tensor]:
@@ -106,7 +106,7 @@ def test_tuning_beats_rounding_to_nearest_on_text_it_did_not_see(kind: str) -> N
     original = tiny_model(kind)
     told: list[tuple[int, int]] = []
     context = CompressionContext(
-        calibration=[window[:, : 20 + 2 * number] for number, window in enumerate(calibration())],  # of many lengths
+        calibration=[window[:, : 33 + number] for number, window in enumerate(calibration(64, 96))],  # of many lengths
         progress=lambda what, done, total: told.append((done, total)),
     )
     tuned = apply(tiny_model(kind), AutoRoundConfig(bits=3, group_size=32), context)
@@ -156,7 +156,7 @@ def test_quality_is_that_of_the_authors_library(bits: int) -> None:
         signround = SignRoundConfig(bits=bits, group_size=32, sym=False, iters=50)
         theirs, _ = AutoRound(
             copy.deepcopy(original),
-            None,
+            tiny_tokenizer(),
             scheme="W4A16",
             alg_configs=signround,
             dataset=windows,

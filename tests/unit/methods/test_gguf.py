@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from agentic_compression.checkpoints import (
@@ -60,9 +61,9 @@ def saved(model: Any, config: GgufConfig, folder: Path, calibration: bool = True
     return gguf.GGUFReader(folder / "model.gguf")
 
 
-def restored(reader: Any, name: str) -> np.ndarray:
+def restored(reader: Any, name: str) -> NDArray[Any]:
     tensor = next(tensor for tensor in reader.tensors if tensor.name == name)
-    values: np.ndarray = gguf.dequantize(tensor.data, tensor.tensor_type)
+    values: NDArray[Any] = gguf.dequantize(tensor.data, tensor.tensor_type)
     return values
 
 

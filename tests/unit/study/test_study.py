@@ -221,6 +221,23 @@ def test_methods_that_need_calibration_are_not_offered_without_it(home: Path, co
     assert "too few items" in (gptq.unavailable_reason or "")
 
 
+@pytest.mark.parametrize(("bits", "healed"), [(3, True), (8, False)])
+def test_a_condition_is_measured_in_the_episode(home: Path, config: StudyConfig, bits: int, healed: bool) -> None:
+    bench, spec = _bench(), _spec(home)
+    (home / "base" / "config.json").write_text("{}")
+    (home / "base" / "model.safetensors").write_bytes(b"weights")
+    strategy = Strategy.parse(f"rtn:bits={bits} | distill if accuracy_drop>0.02")
+    plan = EpisodePlan(study="scripted", episode=1, strategy=strategy, planner="user", source="user", seed=0)
+    compressed = domain.compress(config, spec, _dataset(), plan, bench)
+    assert compressed.status == "succeeded"
+    assert [stage.stage for stage in compressed.stages] == [f"rtn:bits={bits}" + (" | distill" if healed else "")]
+    assert len(compressed.decisions) == 1
+    assert ("carried out" in compressed.decisions[0]) is healed
+    assert isinstance(bench.supervisor, ScriptedSupervisor)
+    assert bench.supervisor.calls == ["compress", "measure_quality", "measure_quality", "compress"]
+    assert compressed.seconds == pytest.approx(1.0 + 0.5 + 0.5 + 1.0)
+
+
 def test_names_come_from_model_dataset_and_seed() -> None:
     assert (
         domain.study_name(StudyConfig(model="org/Model-7B", dataset="/data/my questions.jsonl"))
