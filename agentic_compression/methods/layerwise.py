@@ -58,6 +58,8 @@ class Gram:
         import torch
 
         flat = x.detach().reshape(-1, x.shape[-1])
+        if not len(flat):
+            return
         for rows in flat.split(max(1, _CHUNK_ELEMENTS // x.shape[-1])):
             part = rows.to(torch.float32)
             kept = self.count / (self.count + part.shape[0])

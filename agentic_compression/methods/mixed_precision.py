@@ -56,7 +56,7 @@ class MixedPrecisionConfig(MethodConfig):
         default=4.0, description="average bits a weight of the blocks' linears, scales and zero points included"
     )
     group_size: Annotated[str, Choice("free", "32", "64", "128")] = Field(
-        default="64", description="input weights that share a scale; free: 32, 64 or 128, chosen with the width"
+        default="free", description="input weights that share a scale; free: 32, 64 or 128, chosen with the width"
     )
     rounding: Annotated[str, Choice("autoround", "gptq")] = Field(
         default="autoround", description="how the weights are rounded once widths are chosen; gptq is quicker"

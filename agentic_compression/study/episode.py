@@ -14,8 +14,9 @@ from agentic_compression.evaluation.energy import EnergyMeter, select_counter
 from agentic_compression.evaluation.grid import grid_factor
 from agentic_compression.evaluation.request import EvaluationRequest
 from agentic_compression.frontier import build_frontier
-from agentic_compression.methods import describe_methods, search_space
+from agentic_compression.methods import describe_methods, get_method, search_space
 from agentic_compression.methods.request import CompressionRequest
+from agentic_compression.methods.without_calibration import without_calibration
 from agentic_compression.planning import propose_episode
 from agentic_compression.records import (
     CheckpointRef,
@@ -131,15 +132,13 @@ def plan_episode(config: StudyConfig, spec: ModelSpec, dataset: DatasetSpec, ben
 
 
 def offered_space(config: StudyConfig, dataset: DatasetSpec) -> SearchSpace:
-    """The search space without methods that need calibration text the dataset does not have."""
+    """The search space, without methods and settings that need calibration text the dataset does not have."""
     space = search_space(config.max_stages)
     if dataset.calibration_path is not None:
         return space
-    reason = f"needs calibration text, and the dataset has none: {dataset.calibration_source}"
+    source = dataset.calibration_source
     methods = tuple(
-        method.model_copy(update={"available": False, "unavailable_reason": reason})
-        if (method.needs_calibration or method.trains) and method.available
-        else method
+        without_calibration(get_method(method.name), method, source) if method.available else method
         for method in space.methods
     )
     return space.model_copy(update={"methods": methods})

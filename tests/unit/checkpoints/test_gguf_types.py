@@ -25,7 +25,7 @@ LLAMA_7B = ModelShape(layers=32, queries_per_key=1, tied=False, importance=False
 
 def types_of(file_type: str, shape: ModelShape, width: int = 4096) -> Counter[str]:
     counted = Counter(tensor_type(file_type, role, i, width, shape) for i in range(shape.layers) for role in LINEARS)
-    return counted + Counter(tensor_type(file_type, role, 0, width, shape) for role in ("token_embd", "output"))  # type: ignore[arg-type]
+    return counted + Counter(tensor_type(file_type, role, 0, width, shape) for role in ("token_embd", "output"))
 
 
 def test_file_types_have_the_numbers_of_the_format() -> None:
