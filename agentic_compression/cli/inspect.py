@@ -151,6 +151,8 @@ def _print_method(method: MethodDescription) -> None:
     ]
     console.print(f"needs: {', '.join(needs) or 'nothing but the model'}")
     console.print(f"may follow: {', '.join(method.may_follow) or 'nothing'}")
+    if method.must_follow:
+        console.print(f"must follow: {' or '.join(method.must_follow)}")
     if method.may_not_follow:
         console.print(f"may not follow: {', '.join(method.may_not_follow)}")
     console.print(f"source: {escape(method.paper)}", soft_wrap=True)

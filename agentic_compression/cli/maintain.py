@@ -105,9 +105,11 @@ def _facts() -> dict[str, Any]:
     from agentic_compression import __version__
     from agentic_compression.evaluation.energy import select_counter
     from agentic_compression.methods import describe_methods
+    from agentic_compression.methods.estimates import measure_rates
     from agentic_compression.settings import get_settings
 
     settings = get_settings()
+    rates = measure_rates(settings.root)
     counter = select_counter("auto", settings.cpu_watts_per_core)
     existing = next(folder for folder in (settings.root, *settings.root.parents) if folder.is_dir())
     disk = psutil.disk_usage(str(existing))
@@ -121,6 +123,7 @@ def _facts() -> dict[str, Any]:
         "devices": devices or ["cpu"],
         "cores": len(os.sched_getaffinity(0)),
         "memory": f"{psutil.virtual_memory().available / 1e9:.1f} of {psutil.virtual_memory().total / 1e9:.1f} GB free",
+        "a thread": f"{rates.flops_per_second / 1e9:.0f} GFLOP/s, {rates.copy_bytes_per_second / 1e9:.1f} GB/s copied",
         "disk": f"{disk.free / 1e9:.1f} of {disk.total / 1e9:.1f} GB free",
         "state root": str(settings.root),
         "methods": [method.name for method in describe_methods() if method.available],

@@ -75,16 +75,17 @@ def tuning_needs(workload: Workload, iters: int) -> Needs:
     """What tuning by blocks takes.
 
     Memory: the model, three float32 sets of one block's inputs, and of one block the weights, offsets, rounded weights,
-    best state and gradients, with what a step of 4,096 tokens keeps for its gradients.
+    best state and gradients, with what a step of up to 4,096 tokens keeps for its gradients.
     """
+    tokens = min(_STEP_TOKENS, max(1, workload.calibration_tokens))
     block = workload.linear_parameters // max(1, workload.blocks)
     inputs = 3 * 4 * workload.calibration_tokens * workload.hidden
-    step = 4 * _STEP_TOKENS * (24 * workload.hidden + 6 * workload.widest_input)
-    operations = 6.0 * iters * _STEP_TOKENS * workload.linear_parameters
+    step = 4 * tokens * (24 * workload.hidden + 6 * workload.widest_input)
+    operations = 6.0 * iters * tokens * workload.linear_parameters
     operations += 8.0 * workload.calibration_tokens * workload.linear_parameters
     return Needs(
         peak_bytes=workload.weight_bytes + inputs + 40 * block + step,
-        seconds=operations / (1.5e10 * workload.threads) + 0.02 * iters * workload.blocks,
+        seconds=operations / (3e10 * max(1, workload.threads)) + 0.02 * iters * workload.blocks,
     )
 
 

@@ -345,7 +345,7 @@ def _needs(workload: Workload, config: AwqConfig) -> Needs:
     return Needs(
         peak_bytes=walk.peak_bytes + 12 * block + 8 * workload.widest_input**2,
         seconds=walk.seconds
-        + 2.0 * passes * workload.linear_parameters * workload.widest_input / (2e10 * workload.threads),
+        + 2.0 * passes * workload.linear_parameters * workload.widest_input / (2e10 * max(1, workload.threads)),
     )
 
 

@@ -158,7 +158,8 @@ METHOD = Method(
     summary="train the compressed model to predict like the uncompressed one; zeros, ranks and bits stay as they are",
     paper="Hinton et al. 2015, arXiv:1503.02531; Chen et al. 2024, EfficientQAT, arXiv:2407.11062",
     trains=True,
+    must_follow=("pruning", "low_rank", "quantization"),
     may_follow=("pruning", "low_rank", "quantization", "healing"),
-    may_not_follow=("gguf", "nf4", "int8", "fp8", "qlora", "distill"),
+    may_not_follow=("gguf", "nf4", "int8", "fp8", "qlora"),
     needs=needs,
 )

@@ -217,6 +217,7 @@ class Method:
         needs_gpu: whether it runs on CUDA only.
         trains: whether it optimises the model on ``context.training``.
         may_follow: categories of stages that may come before it.
+        must_follow: categories of which one stage must come before it; empty when it can be the first.
         may_not_follow: names of methods that must not come before it, whatever their category.
         needs: bytes and seconds one run takes, told from the model's shape; None when nothing is known.
         version: raised whenever the same parameters give another result; part of the content key.
@@ -235,6 +236,7 @@ class Method:
     needs_gpu: bool = False
     trains: bool = False
     may_follow: tuple[Category, ...] = ()
+    must_follow: tuple[Category, ...] = ()
     may_not_follow: tuple[str, ...] = ()
     version: str = "1"
     requires: tuple[str, ...] = field(default=())
@@ -257,6 +259,7 @@ class Method:
             paper=self.paper,
             parameters=parameters,
             may_follow=self.may_follow,
+            must_follow=self.must_follow,
             may_not_follow=self.may_not_follow,
             trains=self.trains,
             needs_calibration=self.needs_calibration,

@@ -140,6 +140,7 @@ METHOD = Method(
     summary="train low-rank corrections of a pruned or low-rank model and merge them; zeros and ranks stay",
     paper="Hu et al. 2021, arXiv:2106.09685",
     trains=True,
+    must_follow=("pruning", "low_rank"),
     may_follow=("pruning", "low_rank"),
     needs=needs,
     requires=("peft",),

@@ -173,6 +173,7 @@ METHOD = Method(
     summary="train small 16-bit adapters beside the weights of a quantized model; they add to its size",
     paper="Dettmers et al. 2023, QLoRA, arXiv:2305.14314; Li et al. 2023, LoftQ, arXiv:2310.08659",
     trains=True,
+    must_follow=("quantization",),
     may_follow=("pruning", "low_rank", "quantization", "healing"),
     may_not_follow=("gguf", "qlora"),
     needs=needs,

@@ -85,6 +85,9 @@ class MethodDescription(Record):
     may_follow: tuple[Category, ...] = Field(
         default=(), description="categories of stages that may come before this one"
     )
+    must_follow: tuple[Category, ...] = Field(
+        default=(), description="one stage before this one must be of one of these categories"
+    )
     may_not_follow: tuple[str, ...] = Field(default=(), description="methods that must not come before this one")
     needs_calibration: bool = False
     trains: bool = Field(default=False, description="whether it optimises the model on training text")
@@ -196,4 +199,6 @@ def _problem_with_order(method: MethodDescription, before: Sequence[MethodDescri
                 f"{method.name} ({method.category}) cannot follow {earlier.name} ({earlier.category}); "
                 f"it may follow: {allowed}"
             )
+    if method.must_follow and not any(earlier.category in method.must_follow for earlier in before):
+        return f"{method.name} must follow a stage of {' or '.join(method.must_follow)}; put one before it"
     return None

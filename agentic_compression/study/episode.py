@@ -15,6 +15,7 @@ from agentic_compression.evaluation.grid import grid_factor
 from agentic_compression.evaluation.request import EvaluationRequest
 from agentic_compression.frontier import build_frontier
 from agentic_compression.methods import describe_methods, get_method, search_space
+from agentic_compression.methods.estimates import infeasible_reason
 from agentic_compression.methods.request import CompressionRequest
 from agentic_compression.methods.without_calibration import without_calibration
 from agentic_compression.planning import propose_episode
@@ -40,6 +41,7 @@ from agentic_compression.settings import Settings
 from agentic_compression.spec import infer_spec
 from agentic_compression.storage import folder_bytes, write_record
 from agentic_compression.study.conditions import settle_conditions
+from agentic_compression.study.feasibility import compression_device, expected_cost, too_slow
 from agentic_compression.study.files import episode_folder, write_episode, write_spec, write_study_files
 from agentic_compression.study.model_source import fetch_model, readable_model
 from agentic_compression.study.naming import short_name
@@ -152,9 +154,13 @@ def compress(
         return CompressionOutcome(status="infeasible", error="the study has ended; nothing was planned")
     bench.announce("step", name="compress")
     bench.lease.hold()
+    expected = expected_cost(config, spec, dataset, plan.strategy, bench)
+    told = {"estimated_peak_bytes": expected.peak_bytes, "estimated_seconds": expected.seconds}
+    if reason := infeasible_reason(expected, compression_device(config)) or too_slow(config, plan.strategy, expected):
+        return CompressionOutcome(status="infeasible", error=reason, **told)
     request = compression_request(config, spec, dataset, plan.strategy, bench)
     if all(stage.when is None for stage in plan.strategy.stages):
-        return _work(COMPRESS, request, CompressionOutcome, config, bench)
+        return _work(COMPRESS, request, CompressionOutcome, config, bench).model_copy(update=told)
 
     def carry_out(strategy: Strategy) -> CompressionOutcome:
         return _work(COMPRESS, request.model_copy(update={"strategy": strategy}), CompressionOutcome, config, bench)
@@ -166,7 +172,7 @@ def compress(
     settled = settle_conditions(plan.strategy, baseline, carry_out, measure)
     done = settled.failure or carry_out(settled.strategy)
     both = settled.seconds + done.seconds, settled.joules + done.joules
-    return done.model_copy(update={"seconds": both[0], "joules": both[1], "decisions": settled.decisions})
+    return done.model_copy(update={"seconds": both[0], "joules": both[1], "decisions": settled.decisions, **told})
 
 
 def compression_request(
@@ -182,7 +188,7 @@ def compression_request(
         calibration_path=dataset.calibration_path,
         calibration_digest=dataset.calibration_digest,
         checkpoints_root=str(bench.settings.checkpoints),
-        device="cpu" if config.evaluation.device == "auto" else config.evaluation.device,
+        device=compression_device(config),
         threads=config.evaluation.threads,
         trust_remote_code=config.trust_remote_code,
     )

@@ -51,7 +51,12 @@ def test_fingerprints_are_of_questions_and_of_whole_items(dataset: DatasetSpec) 
 
 def test_a_users_file_loses_what_is_evaluated(dataset: DatasetSpec, settings: Settings, tmp_path: Path) -> None:
     question = evaluated(dataset)[0]["question"]
-    documents = ["Some text of its own.", f"A page.\n\n{question.upper()}\n\nIts end.", f"a line\n  {question}", question]
+    documents = [
+        "Some text of its own.",
+        f"A page.\n\n{question.upper()}\n\nIts end.",
+        f"a line\n  {question}",
+        question,
+    ]
     lines = tmp_path / "text.jsonl"
     lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     made = with_calibration_text(dataset, str(lines), settings=settings)

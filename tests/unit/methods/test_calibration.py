@@ -55,7 +55,9 @@ def test_training_windows_hold_all_documents(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [tiny_tokenizer, without_bos, with_eos])
 @given(texts=st.lists(st.text("abc xyz", max_size=30), max_size=12), tokens=st.integers(8, 40))
 @settings(deadline=None, max_examples=25)
-def test_packed_windows_are_equally_long_and_lose_nothing_but_the_end(make: object, texts: list[str], tokens: int) -> None:
+def test_packed_windows_are_equally_long_and_lose_nothing_but_the_end(
+    make: object, texts: list[str], tokens: int
+) -> None:
     assert callable(make)
     tokenizer = make()
     windows = list(packed_windows(texts, tokenizer, tokens))

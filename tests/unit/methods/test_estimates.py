@@ -140,7 +140,8 @@ def test_an_estimate_takes_milliseconds_and_no_torch() -> None:
         estimate(Strategy.parse("magnitude:sparsity=0.5 | gptq"), BILLION)
     assert (time.perf_counter() - started) / 20 < 0.05
     script = (
-        "import sys; from agentic_compression.methods import Workload; from agentic_compression.records import Strategy;"
+        "import sys; from agentic_compression.methods import Workload;"
+        "from agentic_compression.records import Strategy;"
         "from agentic_compression.methods.estimates import estimate, infeasible_reason;"
         "w = Workload(10**6, 9*10**5, 2, 128, 256, 64, 2*10**6, calibration_tokens=999);"
         "infeasible_reason(estimate(Strategy.parse('rtn'), w)); estimate(Strategy.parse('gptq'), w);"

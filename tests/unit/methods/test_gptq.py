@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from agentic_compression.checkpoints.packed_linear import PackedLinear
 from agentic_compression.errors import CompressionError
-from agentic_compression.methods.gptq import GptqConfig, quantize_with_gram
+from agentic_compression.methods import CompressionContext
+from agentic_compression.methods.gptq import GptqConfig, apply, quantize_with_gram
+from agentic_compression.methods.linear_layers import target_linears
 from agentic_compression.methods.rtn import RtnConfig, quantize
+from tests.unit.methods.test_layerwise import inputs_by_hook, windows
 from tests.unit.methods.test_rtn import bfloat16
+from tests.unit.methods.tiny_models import tiny_model
 
 
 def reference(weight: np.ndarray, gram: np.ndarray, bits: int, group: int, damp: float) -> np.ndarray:
@@ -95,3 +104,61 @@ def test_infinite_activations_are_refused() -> None:
     gram[0, 0] = float("inf")
     with pytest.raises(CompressionError, match="NaN or infinite activations"):
         quantize_with_gram(torch.ones(4, 64), gram, GptqConfig())
+
+
+def sequential(model: Any, text: list[torch.Tensor], config: GptqConfig) -> dict[str, torch.Tensor]:
+    """Block by block: run the whole model so far, quantize the block's linears for what they saw, keep them dense."""
+    made = {}
+    for index in range(len(model.model.layers)):
+        seen = inputs_by_hook(model, text)
+        for name, linear in target_linears(model):
+            if f"layers.{index}." in name:
+                rows = seen[name].double()
+                gram = (rows.T @ rows / len(rows)).to(torch.float32)
+                made[name] = quantize_with_gram(linear.weight.detach(), gram, config).dequantize()
+                linear.weight.data.copy_(made[name])
+    return made
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "biases"])
+def test_whole_model_is_quantized_sequentially_with_exact_weights(kind: str, act_order: bool) -> None:
+    model = tiny_model(kind)
+    config = GptqConfig(group_size=32, act_order=act_order)
+    expected = sequential(copy.deepcopy(model), windows(12), config)
+    biases = {name: linear.bias for name, linear in target_linears(model)}
+    result = apply(model, config, CompressionContext(calibration=windows(12)))
+    assert result.notes == ()
+    packed = {name: layer for name, layer in result.model.named_modules() if isinstance(layer, PackedLinear)}
+    assert packed.keys() == expected.keys()
+    for name, layer in packed.items():
+        # Sums in another order may round a weight differently, and the rest of its row then moves with it.
+        rows = torch.isclose(layer.quantized().dequantize(), expected[name], atol=1e-6).all(dim=1)
+        assert float(rows.float().mean()) > 0.7, name
+        assert (layer.bias is None) == (biases[name] is None)
+        assert layer.bias is None or torch.equal(layer.bias, biases[name])
+
+
+def test_clipped_grids_lower_the_output_error_of_few_bits() -> None:
+    weight = torch.randn(32, 256, generator=torch.Generator().manual_seed(5)) ** 3
+    gram = correlated(256)
+
+    def error(**settings: bool) -> float:
+        made = quantize_with_gram(weight, gram, GptqConfig(bits=2, group_size=128, **settings))
+        return output_error(made.dequantize() - weight, gram)
+
+    assert error(least_error=True) < 0.8 * error()
+    assert error(least_error=True, act_order=True) < 0.8 * error(act_order=True)
+
+
+def test_a_hessian_that_is_not_positive_definite_gets_more_damping() -> None:
+    gram = torch.eye(64) * 0.02
+    gram[0, 1] = gram[1, 0] = 0.021
+    made = quantize_with_gram(torch.randn(4, 64), gram, GptqConfig(bits=8, group_size=32, damp_percent=0.01))
+    assert bool(torch.isfinite(made.dequantize()).all())
+
+
+def test_models_without_linears_are_refused() -> None:
+    shape = GPT2Config(vocab_size=258, n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=1)
+    with pytest.raises(CompressionError, match="GPT2LMHeadModel has none besides"):
+        apply(GPT2LMHeadModel(shape).eval(), GptqConfig(), CompressionContext(calibration=windows()))

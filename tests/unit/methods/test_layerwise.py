@@ -153,5 +153,7 @@ def test_missing_text_blocks_and_bad_activations_are_refused() -> None:
         next(walk_blocks(model, CompressionContext(calibration=windows()), "test"))
     model = tiny_model()
     model.model.layers[1].input_layernorm.weight.data[3] = float("nan")
-    with pytest.raises(CompressionError, match=r"NaN or infinite activations at the input of model\.layers\.1\.self_at"):
+    with pytest.raises(
+        CompressionError, match=r"NaN or infinite activations at the input of model\.layers\.1\.self_at"
+    ):
         list(walk_blocks(model, CompressionContext(calibration=windows()), "test"))

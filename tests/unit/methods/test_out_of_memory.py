@@ -12,8 +12,7 @@ import torch
 
 from agentic_compression.checkpoints import load_checkpoint, read_manifest
 from agentic_compression.errors import CompressionError
-from agentic_compression.methods import Compressed, CompressionContext, CompressionRequest, compress
-from agentic_compression.methods import registry
+from agentic_compression.methods import Compressed, CompressionContext, CompressionRequest, compress, registry
 from agentic_compression.methods.out_of_memory import is_out_of_memory, memory_errors
 from agentic_compression.records import Strategy
 from tests.unit.methods.tiny_models import logits, save_tiny, write_text
@@ -44,7 +43,7 @@ def base(tmp_path: Path) -> Path:
 def fail_first(
     monkeypatch: pytest.MonkeyPatch, name: str, times: int, failure: Callable[[], None]
 ) -> list[CompressionContext]:
-    """Let a method change the model and then run out of memory, so many times; returns the contexts it was called in."""
+    """Let a method change the model and then run out of memory, so many times; returns its contexts."""
     methods, broken = registry._load()
     real = methods[name]
     contexts: list[CompressionContext] = []

@@ -73,3 +73,33 @@ def test_zeros_stay_zero_and_error_is_below_half_a_step(symmetric: bool) -> None
 )
 def test_group_size_falls_back_to_next_divisor(width: int, asked: int, used: int) -> None:
     assert fitting_group_size(width, asked) == used
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_least_error_takes_the_best_of_thirteen_clipped_grids(bits: int, symmetric: bool) -> None:
+    weight = torch.randn(6, 32, generator=torch.Generator().manual_seed(bits)) ** 3
+    made = quantize(weight, RtnConfig(bits=bits, group_size=32, symmetric=symmetric, least_error=True)).dequantize()
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    for row, restored in zip(weight.double().numpy(), made.double().numpy(), strict=True):
+        errors = []
+        for step in range(13):
+            smallest, largest = min(row.min(), 0) * (1 - 0.04 * step), max(row.max(), 0) * (1 - 0.04 * step)
+            span = 2 * max(-smallest, largest) if symmetric else largest - smallest
+            scale = float(bfloat16(np.array(span / (high - low))))
+            zero = 0 if symmetric else np.clip(np.rint(-smallest / scale) + low, low, high)
+            codes = np.clip(np.rint(row / scale) + zero, low, high)
+            errors.append((np.abs(scale * (codes - zero) - row) ** 2.4).sum())
+        assert (np.abs(restored - row) ** 2.4).sum() == pytest.approx(min(errors), rel=1e-5)
+
+
+def test_parts_of_a_layer_are_rounded_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(37, 64, generator=torch.Generator().manual_seed(9))
+    whole = quantize(weight, RtnConfig(group_size=32))
+    monkeypatch.setattr("agentic_compression.methods.rtn._ELEMENTS_AT_ONCE", 5 * 64)
+    parts = quantize(weight, RtnConfig(group_size=32))
+    assert torch.equal(parts.codes, whole.codes)
+    assert torch.equal(parts.scale, whole.scale)
+    assert parts.zero_point is not None
+    assert whole.zero_point is not None
+    assert torch.equal(parts.zero_point, whole.zero_point)

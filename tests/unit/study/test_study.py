@@ -238,6 +238,27 @@ def test_a_condition_is_measured_in_the_episode(home: Path, config: StudyConfig,
     assert compressed.seconds == pytest.approx(1.0 + 0.5 + 0.5 + 1.0)
 
 
+def test_a_strategy_beyond_memory_or_time_is_refused_before_any_work(home: Path, config: StudyConfig) -> None:
+    bench, spec = _bench(), _spec(home)
+    huge = spec.model_copy(update={"parameters": 10**15})
+    plan = EpisodePlan(
+        study="scripted", episode=1, strategy=Strategy.parse("rtn"), planner="user", source="user", seed=0
+    )
+    outcome = domain.compress(config, huge, _dataset(), plan, bench)
+    assert outcome.status == "infeasible"
+    assert "GB are free" in (outcome.error or "")
+    assert outcome.estimated_peak_bytes is not None
+    assert outcome.estimated_peak_bytes > 10**15
+    hurried = config.model_copy(update={"episode_timeout_s": 1.0})
+    slow = plan.model_copy(update={"strategy": Strategy.parse("rtn | distill:steps=3000")})
+    bigger = spec.model_copy(update={"parameters": 10**8})
+    outcome = domain.compress(hurried, bigger, _dataset(), slow, bench)
+    assert outcome.status == "infeasible"
+    assert "episode_timeout_s" in (outcome.error or "")
+    assert isinstance(bench.supervisor, ScriptedSupervisor)
+    assert bench.supervisor.calls == []
+
+
 def test_names_come_from_model_dataset_and_seed() -> None:
     assert (
         domain.study_name(StudyConfig(model="org/Model-7B", dataset="/data/my questions.jsonl"))
