@@ -150,7 +150,7 @@ class Measurements:
             "decode_tokens_per_s": 1000 / latency.decode_ms_per_token.value,
             "request_ms": latency.request_ms.value,
             "memory_bytes": evaluation.memory.peak_growth_bytes.value,
-            "runtime": evaluation.runtime,
+            "runtime": evaluation.environment.runtime,
             "loads_with": compressed.checkpoint.loads_with,
             "reload": reload(compressed.checkpoint.path, compressed.checkpoint.loads_with),
         }
@@ -173,6 +173,21 @@ def reload(folder: str, loads_with: tuple[str, ...]) -> str:
     return f"{how}, logits within {difference:.1g} σ, top-1 agrees {agreement:.0%}"
 
 
+def estimates(rows: list[dict[str, Any]]) -> str:
+    """How far memory and time told before each compression were from what it took."""
+    from agentic_compression.methods.estimates import estimate_errors
+    from agentic_compression.records import CompressionOutcome
+
+    outcomes = [CompressionOutcome.model_validate(row["compress"]) for row in rows if "compress" in row]
+    errors = estimate_errors(outcomes)
+    if errors is None:
+        return "No estimates to compare."
+    return (
+        f"Estimates made before compressing, against what it took, over {errors.outcomes} compressions: median "
+        f"relative error {errors.peak_bytes or 0:.0%} of the peak memory and {errors.seconds or 0:.0%} of the seconds."
+    )
+
+
 def table(document: dict[str, Any]) -> str:
     """The Markdown table of the rows."""
     rows = document["rows"]
@@ -184,17 +199,17 @@ def table(document: dict[str, Any]) -> str:
         f"`python {document['command']}`",
         "",
         f"{machine.get('cpu', '')} {machine.get('device', '')}, {machine.get('threads', '')} threads. Bytes are of all "
-        "that must be shipped. Memory is the growth of a fresh process that loads and serves the checkpoint. "
-        "Perplexity ratios are to the baseline's.",
+        "that must be shipped. Memory is the growth of a fresh process that loads and serves the checkpoint, peak that "
+        "of the process that compresses. Perplexity ratios are to the baseline's.",
         "",
         "| strategy | bytes | of baseline | accuracy | perplexity | ratio | tokens/s | runtime | memory MB "
-        "| compress s | reload |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| compress s | peak MB | reload |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         strategy = row["strategy"].replace("|", "\\|")
         if row["error"]:
-            lines.append(f"| `{strategy}` | {row['error']} | | | | | | | | | |".replace("\n", " "))
+            lines.append(f"| `{strategy}` | {row['error']} | | | | | | | | | | |".replace("\n", " "))
             continue
         ppl, first = row["perplexity"], base["perplexity"] if base else None
         ratio = f"{ppl / first:.3f}" if ppl and first else ""
@@ -202,8 +217,9 @@ def table(document: dict[str, Any]) -> str:
             f"| `{strategy}` | {row['bytes']:,} | {row['bytes'] / base['bytes'] if base else 1:.1%} "
             f"| {row['accuracy']:.4f} | {f'{ppl:.3f}' if ppl else ''} | {ratio} "
             f"| {row['decode_tokens_per_s']:.0f} | {row['runtime']} | {row['memory_bytes'] / 1e6:.1f} "
-            f"| {row['compress_seconds']:.1f} | {row['reload']} |"
+            f"| {row['compress_seconds']:.1f} | {row['compress']['peak_bytes'] / 1e6:.0f} | {row['reload']} |"
         )
+    lines += ["", estimates(rows)]
     return "\n".join([*lines, ""])
 
 

@@ -14,6 +14,7 @@ from agentic_compression.checkpoints.manifest import PackedModule
 __all__ = ["QuantizedTensor", "pack", "packed_names", "quantization_config", "unpack"]
 
 _DEQUANTIZED_AT_ONCE = 1 << 20
+_PACKED_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,23 @@ def pack(weight: QuantizedTensor) -> dict[str, torch.Tensor]:
         int64 ``(2,)`` and, when asymmetric, ``weight_zero_point`` int32 ``(ceil(out * bits / 32), groups)``.
     """
     tensors = {
-        "weight_packed": pack_to_int32(weight.codes, weight.bits).contiguous(),
+        "weight_packed": _pack_rows(weight),
         "weight_scale": weight.scale.contiguous(),
         "weight_shape": torch.tensor(weight.codes.shape, dtype=torch.int64),
     }
     if weight.zero_point is not None:
         tensors["weight_zero_point"] = pack_to_int32(weight.zero_point, weight.bits, packed_dim=0).contiguous()
     return tensors
+
+
+def _pack_rows(weight: QuantizedTensor) -> torch.Tensor:
+    """Codes packed along their rows. By rows: the library needs some 20 bytes a code while it packs."""
+    rows, columns = weight.codes.shape
+    step = max(1, _PACKED_AT_ONCE // columns)
+    packed = torch.empty((rows, -(-columns * weight.bits // 32)), dtype=torch.int32)
+    for start in range(0, rows, step):
+        packed[start : start + step] = pack_to_int32(weight.codes[start : start + step], weight.bits)
+    return packed
 
 
 def unpack(tensors: dict[str, torch.Tensor], bits: int) -> QuantizedTensor:
@@ -86,7 +97,7 @@ def unpack(tensors: dict[str, torch.Tensor], bits: int) -> QuantizedTensor:
     scale = tensors["weight_scale"]
     packed = tensors["weight_packed"]
     # By rows: the library's unpacking needs about 20 bytes a code, which for a whole layer would set the memory peak.
-    rows = max(1, (1 << 18) // shape[1])
+    rows = max(1, _PACKED_AT_ONCE // shape[1])
     codes = torch.empty(shape, dtype=torch.int8)
     for start in range(0, shape[0], rows):
         part = packed[start : start + rows]

@@ -18,6 +18,7 @@ from agentic_compression.checkpoints.manifest import (
 )
 from agentic_compression.checkpoints.stored import format_of_kind, stored_kind
 from agentic_compression.records import BASELINE, CheckpointRef, Strategy
+from agentic_compression.resident_memory import give_back_heap
 from agentic_compression.storage import write_record
 
 if TYPE_CHECKING:
@@ -155,7 +156,9 @@ def _groups(
         for key, tensor in own.items():
             if key not in aliases:
                 group |= ready(key, tensor)
+        del stored, own
         if group:
+            give_back_heap()  # what was needed to make it lies free between what is kept
             yield group
 
 

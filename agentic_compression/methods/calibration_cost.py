@@ -6,8 +6,9 @@ from agentic_compression.methods.interface import Needs, Workload
 
 __all__ = ["walking_needs"]
 
-_FLOPS_PER_SECOND = 4e10  # of one CPU core, bfloat16 and float32 products
-_BUFFERS = 32_000_000  # what allocators and libraries keep, whatever the model
+_FLOPS_PER_SECOND = 2e10  # of the reference core that estimates count in
+_WINDOW_TOKENS = 256
+_WINDOW_SECONDS = 1e-2  # to run a block on a window, however small the model
 _PASSES = 2  # a block runs once to see its inputs and once more, changed, for those of the next
 
 
@@ -23,7 +24,8 @@ def walking_needs(workload: Workload, *, matrices: bool) -> Needs:
     # Inputs of a block, and the activations of the windows that run at once.
     states = 3 * workload.calibration_tokens * workload.hidden * workload.bytes_per_parameter
     operations = 2 * workload.calibration_tokens * (_PASSES * workload.linear_parameters + workload.blocks * moments)
+    runs = _PASSES * workload.blocks * workload.calibration_tokens / _WINDOW_TOKENS
     return Needs(
-        peak_bytes=workload.weight_bytes + 4 * moments + states + _BUFFERS,
-        seconds=operations / (_FLOPS_PER_SECOND * max(workload.threads, 1)),
+        peak_bytes=workload.weight_bytes + 4 * moments + states,
+        seconds=operations / (_FLOPS_PER_SECOND * max(workload.threads, 1)) + runs * _WINDOW_SECONDS,
     )

@@ -40,7 +40,7 @@ __all__ = [
 _RATES = Path("data") / "machine_rates.json"
 _REFERENCE_FLOPS = 2e10
 _RUNTIME_BYTES = 40_000_000  # thread pools, the loader, the tokenizer and kernels of torch, whatever the model
-_RUNTIME_SECONDS = 0.5
+_RUNTIME_SECONDS = 0.25
 _COPIES = 4  # reading, checking, writing and hashing pass over the weights
 _SMALLEST_SHARE = 0.05
 

@@ -39,8 +39,8 @@ _PRUNED_FROM = 0.05
 _PERMUTED_AT_ONCE = 512
 # For estimates, on the reference core of 2e10 operations a second.
 _FLOPS_PER_SECOND = 2e10
-_COLUMN_SECONDS = 4e-4
-_SEARCH_SECONDS = 1e-6  # a weight
+_COLUMN_SECONDS = 5e-4
+_SEARCH_SECONDS = 7e-7  # a weight
 _TOKENS_AT_ONCE = 2048
 _FLOAT64_UP_TO = 4096
 

@@ -29,7 +29,7 @@ __all__ = ["METHOD", "RtnConfig", "apply", "needs", "quantize"]
 
 _ELEMENTS_AT_ONCE = 1 << 22
 _SECONDS_A_WEIGHT = 1e-7  # on the reference core of 2e10 operations a second
-_SEARCH_COST = 15
+_SEARCH_COST = 8
 
 
 class RtnConfig(MethodConfig):
@@ -57,12 +57,15 @@ def apply(model: Any, config: RtnConfig, context: CompressionContext) -> Compres
     """
     from agentic_compression.checkpoints.packed_linear import PackedLinear
     from agentic_compression.methods.linear_layers import group_notes, require_linears, uncovered_notes
+    from agentic_compression.resident_memory import give_back_heap
 
     names = [(name, linear.in_features) for name, linear in require_linears(model, "rtn")]
     for done, (name, _) in enumerate(names):
         context.progress("rtn", done, len(names))
         linear = model.get_submodule(name)  # a list of the layers would keep the dense weights in memory
         model.set_submodule(name, PackedLinear(quantize(linear.weight.detach(), config), linear.bias))
+        del linear
+        give_back_heap()
     context.progress("rtn", len(names), len(names))
     return Compressed(model=model, notes=(*uncovered_notes(model), *group_notes(names, config.group_size)))
 
