@@ -17,7 +17,6 @@ reset (no ``/proc``) it is the process's lifetime peak minus the size before loa
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -25,7 +24,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,12 +34,10 @@ from agentic_compression.evaluation.warm_up import warm_up
 from agentic_compression.evaluation.workload import build_workload
 from agentic_compression.progress import Progress, no_progress
 from agentic_compression.records import EvaluationSettings, MemoryMeasurement, Record
+from agentic_compression.resident_memory import give_back_heap, peak_bytes, reset_peak, resident_bytes
 from agentic_compression.runtimes import open_runtime
 
-__all__ = ["MemoryProbe", "Observation", "measure_memory", "observe", "peak_bytes", "reset_peak", "resident_bytes"]
-
-_STATUS = Path("/proc/self/status")
-_CLEAR_REFS = Path("/proc/self/clear_refs")
+__all__ = ["MemoryProbe", "Observation", "measure_memory", "observe"]
 
 
 class MemoryProbe(Record):
@@ -90,7 +87,7 @@ def measure_memory(probe: MemoryProbe, repeats: int, progress: Progress = no_pro
 def observe(probe: MemoryProbe) -> Observation:
     """Steps 1 to 4 in this very process; meant for a fresh one."""
     warm_up(probe.path, probe.device, probe.threads)
-    _give_back_heap()
+    give_back_heap()
     before, was_reset = resident_bytes(), reset_peak()
     with closing(open_runtime(probe.path, probe.device, probe.threads)) as runtime:
         build_workload(runtime, probe.settings).serve(runtime)
@@ -102,49 +99,6 @@ def observe(probe: MemoryProbe) -> Observation:
         device_peak=use.device_peak_bytes,
         peak_was_reset=was_reset,
     )
-
-
-def resident_bytes() -> int:
-    """This process's resident set now."""
-    import psutil
-
-    status = _status_bytes("VmRSS")
-    return status if status is not None else int(psutil.Process().memory_info().rss)
-
-
-def reset_peak() -> bool:
-    """Begin a new peak of the resident set; False where the kernel cannot."""
-    try:
-        _CLEAR_REFS.write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def peak_bytes() -> int:
-    """The peak of the resident set since the last reset, or over the process's life where there is no reset."""
-    status = _status_bytes("VmHWM")
-    if status is not None:
-        return status
-    import resource
-
-    lifetime = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return lifetime if sys.platform == "darwin" else lifetime * 1024
-
-
-def _status_bytes(field: str) -> int | None:
-    if not _STATUS.is_file():
-        return None
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    return None
-
-
-def _give_back_heap() -> None:
-    """Return free heap pages to the system, so that loading cannot hide in them (glibc only)."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _may_fork() -> bool:

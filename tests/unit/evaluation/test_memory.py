@@ -5,17 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from agentic_compression import resident_memory
 from agentic_compression.errors import CompressionError
 from agentic_compression.evaluation import memory
-from agentic_compression.evaluation.memory import (
-    MemoryProbe,
-    _read_answer,
-    measure_memory,
-    peak_bytes,
-    reset_peak,
-    resident_bytes,
-)
+from agentic_compression.evaluation.memory import MemoryProbe, _read_answer, measure_memory
 from agentic_compression.records import EvaluationSettings
+from agentic_compression.resident_memory import peak_bytes, reset_peak, resident_bytes
 
 MEGABYTE = 1 << 20
 needs_proc = pytest.mark.skipif(
@@ -50,8 +45,8 @@ def test_status_fields_agree_with_psutil() -> None:
 def test_lifetime_peak_is_the_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     import resource
 
-    monkeypatch.setattr(memory, "_STATUS", Path("/nonexistent"))
-    monkeypatch.setattr(memory, "_CLEAR_REFS", Path("/nonexistent/clear_refs"))
+    monkeypatch.setattr(resident_memory, "_STATUS", Path("/nonexistent"))
+    monkeypatch.setattr(resident_memory, "_CLEAR_REFS", Path("/nonexistent/clear_refs"))
     assert not reset_peak()
     assert peak_bytes() == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, rel=0.01)
     assert resident_bytes() > MEGABYTE

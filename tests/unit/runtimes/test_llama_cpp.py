@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from agentic_compression.errors import CompressionError, ModelError, UnavailableError, UsageError
-from agentic_compression.evaluation.memory import resident_bytes
+from agentic_compression.resident_memory import resident_bytes
 from agentic_compression.runtimes import GenerationOptions
 from agentic_compression.runtimes.llama_cpp import LlamaCppRuntime
 from agentic_compression.runtimes.transformers_runtime import TransformersRuntime
