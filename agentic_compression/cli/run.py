@@ -44,6 +44,9 @@ def run(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Items a task: a seeded sample.")] = None,
     benchmark_dir: Annotated[Path | None, typer.Option(help="Folder with local copies of benchmarks.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Text to calibrate and train on: train, wikitext, or a .jsonl or .txt file.")
+    ] = None,
     max_stages: Annotated[int | None, typer.Option(help="Stages a strategy may have.")] = None,
     detailed: Annotated[bool, typer.Option("-i", "--interactive", help="Live view with every stage.")] = False,
     show_spec: Annotated[bool, typer.Option("--show-spec", help="Print the model's specification first.")] = False,
@@ -65,6 +68,8 @@ def run(
 
       acf run --config configs/studies/demo.yaml --episodes +1
     """
+    from agentic_compression.cli.study_file import calibration_source
+
     options: dict[str, Any] = {
         "model": model,
         "dataset": dataset,
@@ -76,6 +81,7 @@ def run(
         "seed": seed,
         "name": name,
         "benchmark_dir": str(benchmark_dir.resolve()) if benchmark_dir else None,
+        "calibration": calibration_source(calibration) if calibration else None,
         "max_stages": max_stages,
         "trust_remote_code": trust_remote_code or None,
     }

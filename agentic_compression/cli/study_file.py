@@ -7,7 +7,7 @@ from typing import Any
 
 from agentic_compression.errors import ConfigurationError
 
-__all__ = ["read_study"]
+__all__ = ["calibration_source", "read_study"]
 
 
 def read_study(path: Path) -> dict[str, Any]:
@@ -29,3 +29,8 @@ def read_study(path: Path) -> dict[str, Any]:
     if not isinstance(study, dict):
         raise ConfigurationError(f"{path} has no study: it must hold 'parameters: {{study: {{model: …, dataset: …}}}}'")
     return study
+
+
+def calibration_source(text: str) -> str:
+    """``train`` and ``wikitext`` as they are; a file by its absolute path, so that the study can go on from anywhere."""
+    return text if text in {"train", "wikitext"} else str(Path(text).resolve())

@@ -30,6 +30,10 @@ def compress(
         Path | None, typer.Option("--output", "-o", help="Copy the checkpoint into this new folder.")
     ] = None,
     dataset: Annotated[str, typer.Option("--dataset", "-d", help="Where calibration text comes from.")] = "demo",
+    calibration: Annotated[
+        str,
+        typer.Option(help="Text to calibrate and train on: train, wikitext, or a .jsonl or .txt file."),
+    ] = "train",
     seed: Annotated[int, typer.Option(help="Seed of the methods.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -52,7 +56,10 @@ def compress(
     parsed = _parse(strategy, 8)
     if parsed.is_baseline:
         raise StrategyError("a strategy has at least one stage, got none; see: acf methods")
+    from agentic_compression.cli.study_file import calibration_source
+
     config, bench = _prepare(model, dataset, seed)
+    config = config.model_copy(update={"calibration": calibration_source(calibration)})
     outcome = _compressed(config, bench, parsed)
     assert outcome.checkpoint is not None
     place = Path(outcome.checkpoint.path)

@@ -86,6 +86,16 @@ class StudyConfig(Record):
     objective: str = Field(default="", max_length=4000, description="the user's wish in natural language")
     constraints: tuple[Constraint, ...] = ()
     benchmark_dir: str | None = Field(default=None, description="folder of local copies of named benchmarks")
+    calibration: str = Field(
+        default="train",
+        min_length=1,
+        max_length=512,
+        description="text that methods calibrate and train on: 'train' (the dataset's own training split), 'wikitext', "
+        "or a .jsonl or .txt file; evaluated items are left out of it",
+    )
+    calibration_packing: Literal["documents", "packed"] = Field(
+        default="documents", description="one document a window, or documents joined into windows of equal length"
+    )
     max_stages: int = Field(default=2, ge=1, le=8)
     episode_timeout_s: float = Field(default=3600.0, gt=0, description="for compressing and for evaluating, each")
     trust_remote_code: bool = False

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from agentic_compression.checkpoints import checkpoint_ref
 from agentic_compression.data import require_valid, resolve_dataset, validate_dataset, write_report
+from agentic_compression.data.calibration_text import with_calibration_text
 from agentic_compression.errors import AcfError
 from agentic_compression.evaluation.energy import EnergyMeter, select_counter
 from agentic_compression.evaluation.grid import grid_factor
@@ -89,13 +90,19 @@ def validate_data(config: StudyConfig, bench: Workbench) -> tuple[DatasetSpec, V
 
 
 def dataset_of(config: StudyConfig, settings: Settings) -> DatasetSpec:
-    """The study's dataset in canonical form, not yet validated."""
-    return resolve_dataset(
+    """The study's dataset in canonical form with its calibration text, not yet validated."""
+    benchmark_dir = Path(config.benchmark_dir) if config.benchmark_dir else None
+    dataset = resolve_dataset(
         config.dataset,
         settings=settings,
-        benchmark_dir=Path(config.benchmark_dir) if config.benchmark_dir else None,
+        benchmark_dir=benchmark_dir,
         limit=config.evaluation.limit,
         seed=config.seed,
+    )
+    if config.calibration == "train":
+        return dataset
+    return with_calibration_text(
+        dataset, config.calibration, settings=settings, benchmark_dir=benchmark_dir, seed=config.seed
     )
 
 
@@ -187,6 +194,7 @@ def compression_request(
         seed=config.seed,
         calibration_path=dataset.calibration_path,
         calibration_digest=dataset.calibration_digest,
+        calibration_packing=config.calibration_packing,
         checkpoints_root=str(bench.settings.checkpoints),
         device=compression_device(config),
         threads=config.evaluation.threads,
