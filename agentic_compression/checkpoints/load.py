@@ -131,10 +131,15 @@ def _load_own(folder: Path, manifest: CheckpointManifest, dtype: torch.dtype | N
     config = _read_config(folder)
     wanted = dtype or config.dtype or torch.float32
     model = _empty_model(config, wanted)
-    filler = _Filler(model, manifest)
-    for file in weight_files(folder):
-        filler.read(file)
-    filler.finish(folder)
+    try:
+        filler = _Filler(model, manifest, convert=dtype is not None)
+        for file in weight_files(folder):
+            filler.read(file)
+        filler.finish(folder)
+    except (AttributeError, KeyError, ValueError, RuntimeError) as error:
+        if "can't allocate memory" in str(error):
+            raise
+        raise ModelError(f"{folder} and its manifest do not belong together: {error}; build it again") from error
     if (folder / "generation_config.json").is_file():
         from transformers import GenerationConfig
 
@@ -165,8 +170,9 @@ def _empty_model(config: Any, dtype: torch.dtype) -> Any:
 class _Filler:
     """Puts stored tensors into an empty model, one module at a time."""
 
-    def __init__(self, model: nn.Module, manifest: CheckpointManifest) -> None:
+    def __init__(self, model: nn.Module, manifest: CheckpointManifest, convert: bool) -> None:
         self._model = model
+        self._convert = convert
         self._manifest = manifest
         self._leaves: dict[str, ModuleRepresentation] = {}
         self._parts: dict[str, dict[str, torch.Tensor]] = {}
@@ -218,8 +224,9 @@ class _Filler:
             setattr(
                 self._model.get_submodule(owner), leaf, getattr(self._model.get_submodule(source_owner), source_leaf)
             )
+        # Only for what no file holds: a head of its own stays, though the config says that it is tied.
         tie: Any = getattr(self._model, "tie_weights", None)
-        if tie is not None:
+        if tie is not None and any(parameter.is_meta for parameter in self._model.parameters()):
             tie()
         missing = [name for name, parameter in self._model.named_parameters() if parameter.is_meta]
         missing += [f"{owner}.*" for owner in self._parts]
@@ -255,7 +262,8 @@ class _Filler:
         if target is None or target.shape != tensor.shape:
             expected = "no such tensor" if target is None else str(tuple(target.shape))
             raise ModelError(f"tensor {name} must have shape {expected}, got {tuple(tensor.shape)}; build it again")
-        converted = tensor.to(target.dtype) if tensor.is_floating_point() else tensor
+        # As stored when nothing was asked: some architectures keep single tensors in float32.
+        converted = tensor.to(target.dtype) if self._convert and tensor.is_floating_point() else tensor
         if leaf in module._parameters:
             setattr(module, leaf, nn.Parameter(converted, requires_grad=False))
         else:

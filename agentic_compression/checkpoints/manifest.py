@@ -35,7 +35,7 @@ class PackedModule(Record):
 
     kind: Literal["packed"] = "packed"
     bits: int = Field(ge=1, le=8)
-    group_size: int = Field(description="input features that share one scale; -1 when a whole row does")
+    group_size: int = Field(ge=-1, description="input features that share one scale; -1 when a whole row does")
     symmetric: bool
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -83,7 +84,16 @@ class TensorFile:
             ModelError: when its dtype is not one this release reads.
         """
         entry = self._header[name]
-        tensor = torch.empty(entry["shape"], dtype=self.dtype(name))
+        begin, end = entry["data_offsets"]
+        dtype = self.dtype(name)
+        if not 0 <= begin <= end or any(size < 0 for size in entry["shape"]):
+            raise ModelError(f"{name} in {self.path} lies at {begin} to {end}; download or build the file again")
+        if math.prod(entry["shape"]) * dtype.itemsize != end - begin:
+            raise ModelError(
+                f"{name} in {self.path} must have {end - begin} bytes, its shape {entry['shape']} says otherwise; "
+                "download or build the file again"
+            )
+        tensor = torch.empty(entry["shape"], dtype=dtype)
         if tensor.numel():
             with self._reading:
                 self._file.seek(self._start + entry["data_offsets"][0])

@@ -54,8 +54,10 @@ def clean(
     if study is None and not caches:
         raise ConfigurationError("name a study to remove, or give --caches")
     if caches and (yes or typer.confirm("Remove stored evaluations and converted datasets?", err=True)):
-        unfinished = settings.checkpoints.glob(".*.partial")  # left by a process that was killed while it wrote
-        for folder in (settings.artifacts / "evaluations", settings.artifacts / "datasets", *unfinished):
+        # Left by processes that were killed, and first stages that strategies may share.
+        unfinished = (*settings.checkpoints.glob(".*.partial"), *settings.checkpoints.glob(".*.scratch"))
+        shared = settings.checkpoints / "prefixes"
+        for folder in (settings.artifacts / "evaluations", settings.artifacts / "datasets", shared, *unfinished):
             shutil.rmtree(folder, ignore_errors=True)
         typer.echo("removed stored evaluations, converted datasets and unfinished checkpoints; made again when needed")
     if study is None:

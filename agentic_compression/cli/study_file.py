@@ -32,5 +32,5 @@ def read_study(path: Path) -> dict[str, Any]:
 
 
 def calibration_source(text: str) -> str:
-    """``train`` and ``wikitext`` as they are; a file by its absolute path, so that the study can go on from anywhere."""
+    """``train`` and ``wikitext`` as they are; a file by its absolute path, so that a study can go on from anywhere."""
     return text if text in {"train", "wikitext"} else str(Path(text).resolve())

@@ -51,6 +51,8 @@ def compress(
 
       acf compress -m demo --strategy balanced_quality
     """
+    from agentic_compression.checkpoints import new_folder
+
     if output is not None and output.exists():
         raise ConfigurationError(f"--output {output} exists already; choose a new folder")
     parsed = _parse(strategy, 8)
@@ -64,13 +66,17 @@ def compress(
     assert outcome.checkpoint is not None
     place = Path(outcome.checkpoint.path)
     if output is not None:
-        shutil.copytree(place, output)
+        with new_folder(output) as unfinished:
+            shutil.copytree(place, unfinished, dirs_exist_ok=True)
         place = output
+        moved = outcome.checkpoint.model_copy(update={"path": str(output.resolve())})
+        outcome = outcome.model_copy(update={"checkpoint": moved})
     if as_json:
         typer.echo(outcome.model_dump_json(indent=2))
         return
     for line in outcome.decisions:
         typer.echo(line)
+    assert outcome.checkpoint is not None
     size = outcome.checkpoint.size_bytes / 1e6
     typer.echo(
         f"compressed in {outcome.seconds:.1f} s: {size:.2f} MB in {place}; next: acf evaluate -m {place} -d {dataset}"

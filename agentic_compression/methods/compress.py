@@ -6,7 +6,8 @@ import gc
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from agentic_compression.methods.calibration import calibration_tokens
 from agentic_compression.methods.growth import Growth
 from agentic_compression.methods.interface import Compressed, CompressionContext, Method
 from agentic_compression.methods.out_of_memory import is_out_of_memory, memory_errors
-from agentic_compression.methods.prefixes import PREFIXES, make_room, stored_prefix
+from agentic_compression.methods.prefixes import PREFIXES, discard, make_room, promote, set_aside, stored_prefix
 from agentic_compression.methods.registry import get_method, search_space
 from agentic_compression.methods.request import CompressionRequest
 from agentic_compression.progress import Progress, no_progress
@@ -77,13 +78,18 @@ def compress(request: CompressionRequest, progress: Progress = no_progress) -> C
             status="succeeded", checkpoint=reference, seconds=time.perf_counter() - started, cached=True
         )
     strategy = _checked(request.strategy)
-    folder = Path(request.checkpoints_root) / content_key(request, strategy)
-    if stored := _stored(folder, strategy):
-        timings = tuple(StageTiming(stage=stage.label, seconds=0.0, cached=True) for stage in strategy.stages)
-        seconds = time.perf_counter() - started
-        return CompressionOutcome(status="succeeded", checkpoint=stored, stages=timings, seconds=seconds, cached=True)
+    root, key = Path(request.checkpoints_root), content_key(request, strategy)
     growth = Growth(request.device)
-    with memory_errors():
+    with _alone(root, key), memory_errors():
+        if not request.intermediate:
+            promote(root, key)
+        folder = root / PREFIXES / key if request.intermediate and not (root / key).is_dir() else root / key
+        if stored := _stored(folder, strategy):
+            timings = tuple(StageTiming(stage=stage.label, seconds=0.0, cached=True) for stage in strategy.stages)
+            seconds = time.perf_counter() - started
+            return CompressionOutcome(
+                status="succeeded", checkpoint=stored, stages=timings, seconds=seconds, cached=True
+            )
         reference, timings = _build_within_memory(request, strategy, folder, progress, growth)
     return CompressionOutcome(
         status="succeeded",
@@ -154,10 +160,29 @@ def _calibrates(strategy: Strategy) -> bool:
     return any(method.trains or method.needs_calibration_for(config) for method, config in methods)
 
 
+@contextmanager
+def _alone(root: Path, key: str) -> Iterator[None]:
+    """One process at a time builds a result and uses its scratch folder; another waits and then finds the result."""
+    from filelock import FileLock
+
+    locks = root / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{key}.lock"):
+        yield
+
+
 def _stored(folder: Path, strategy: Strategy) -> CheckpointRef | None:
-    """The checkpoint in this folder, when there is a complete one."""
-    manifest = read_manifest(folder) if folder.is_dir() else None
-    return None if manifest is None else checkpoint_ref(folder, strategy.key, manifest.loads_with)
+    """The checkpoint in this folder; a folder that is not complete is set aside, so that it is built again."""
+    if not folder.is_dir():
+        return None
+    try:
+        manifest = read_manifest(folder)
+        if manifest is not None:
+            return checkpoint_ref(folder, strategy.key, manifest.loads_with)
+    except ModelError:
+        pass
+    set_aside(folder)
+    return None
 
 
 class _StageOutOfMemory(Exception):  # noqa: N818 - a signal, not an error
@@ -201,7 +226,7 @@ def _build(
 ) -> tuple[CheckpointRef, tuple[StageTiming, ...]]:
     import torch
 
-    scratch = folder.parent / f".{folder.name}.scratch"
+    scratch = Path(request.checkpoints_root) / f".{folder.name}.scratch"
     model, tokenizer, applied = _start(request, strategy)
     timings = [StageTiming(stage=stage.label, seconds=0.0, cached=True) for stage in strategy.stages[: len(applied)]]
     windows = _Windows(request, strategy, tokenizer)
@@ -252,12 +277,17 @@ def _origin(request: CompressionRequest, strategy: Strategy, applied: Sequence[A
 def _keep_prefix(
     request: CompressionRequest, strategy: Strategy, applied: Sequence[AppliedStage], model: Any, tokenizer: Any
 ) -> None:
-    """Store what the stages so far made, for strategies that begin alike and for going on after a kill."""
+    """Store what the stages so far made, for strategies that begin alike and for going on after a kill.
+
+    It is only a cache: a full disk costs the strategy nothing.
+    """
     prefix = Strategy(stages=strategy.stages[: len(applied)])
     root = Path(request.checkpoints_root)
     key = content_key(request, prefix)
     needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    if stored_prefix(root, key) is None and make_room(root, needed, request.prefix_cache_bytes):
+    with suppress(OSError):
+        if stored_prefix(root, key) is not None or not make_room(root, needed, request.prefix_cache_bytes):
+            return
         save_checkpoint(model, tokenizer, root / PREFIXES / key, _origin(request, prefix, applied))
 
 
@@ -266,10 +296,16 @@ def _start(request: CompressionRequest, strategy: Strategy) -> tuple[Any, Any, l
     for length in range(len(strategy.stages) - 1, 0, -1):
         prefix = Strategy(stages=strategy.stages[:length])
         folder = stored_prefix(Path(request.checkpoints_root), content_key(request, prefix))
-        manifest = read_manifest(folder) if folder is not None else None
-        if folder is not None and manifest is not None and "acf" in manifest.loads_with:
-            loaded = load_checkpoint(folder, device=request.device)
-            return loaded.model, loaded.tokenizer, list(manifest.stages)
+        if folder is None:
+            continue
+        try:
+            manifest = read_manifest(folder)
+            if manifest is not None and "acf" in manifest.loads_with:
+                loaded = load_checkpoint(folder, device=request.device)
+                return loaded.model, loaded.tokenizer, list(manifest.stages)
+        except (ModelError, OSError):  # damaged, or deleted while it was read: the stages are carried out again
+            if folder.parent.name == PREFIXES:
+                discard(folder)
     loaded = _load_base(request)
     _check_finite(loaded.model, f"the base model {request.model_path}")
     return loaded.model, loaded.tokenizer, []

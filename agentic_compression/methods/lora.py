@@ -1,7 +1,8 @@
 """Low-rank adaptation of a compressed model, merged into its weights afterwards.
 
-Idea: the weights are fixed and every linear gets a trainable correction ``(alpha / r) B A`` of rank ``r`` (Hu et al.
-2021, arXiv:2106.09685), with PEFT's layers. Few values train, so the optimizer needs little memory, and the correction
+Idea: the weights are fixed and every linear gets a trainable correction ``B A`` of rank ``r`` (Hu et al. 2021,
+arXiv:2106.09685, with ``alpha = r``: steps are sized by the weight that is corrected, which leaves another factor
+nothing to do), with PEFT's layers. Few values train, so the optimizer needs little memory, and the correction
 cannot move the model far, which protects against small training texts. It learns from the uncompressed model's
 distribution (``teacher``) or from the text alone. On sparse weights the correction is masked, in training and when it
 is merged, so that zeros stay zeros.
@@ -38,9 +39,6 @@ class LoraConfig(MethodConfig):
     """Parameters of low-rank adaptation."""
 
     rank: Annotated[int, Choice(4, 8, 16, 32, 64)] = Field(default=16, description="of every correction")
-    alpha: Annotated[int, Choice(8, 16, 32, 64)] = Field(
-        default=32, description="the correction is multiplied by alpha / rank"
-    )
     steps: Annotated[int, Choice(100, 300, 1000, 3000)] = Field(
         default=300, description="updates at most; each sees about 2,048 tokens"
     )
@@ -57,7 +55,7 @@ def apply(model: Any, config: LoraConfig, context: CompressionContext) -> Compre
 
     Args:
         model: a causal language model whose linears are dense, sparse or low-rank.
-        config: rank, alpha, steps, rate, loss.
+        config: rank, steps, rate, loss.
         context: training windows, ``load_base`` for the teacher, scratch folder, seed, device and progress.
 
     Raises:
@@ -107,7 +105,7 @@ def _inject(model: Any, config: LoraConfig, seed: int) -> Any:
         raise CompressionError(
             "lora found no dense linear to adapt; on a quantized model use qlora or distill (see: acf methods)"
         )
-    settings = PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names, lora_dropout=0.0, bias="none")
+    settings = PeftConfig(r=config.rank, lora_alpha=config.rank, target_modules=names, lora_dropout=0.0, bias="none")
     layer_for: Any = sparse_layer  # PEFT's own hook; it only calls what it is given
     settings._register_custom_module({nn.Linear: layer_for})
     with torch.random.fork_rng(devices=[]):

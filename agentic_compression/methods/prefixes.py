@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
 from agentic_compression.storage import folder_bytes
 
-__all__ = ["PREFIXES", "make_room", "stored_prefix"]
+__all__ = ["PREFIXES", "discard", "make_room", "promote", "set_aside", "stored_prefix"]
 
 PREFIXES = "prefixes"
 _IN_USE_SECONDS = 3600.0
@@ -39,18 +40,43 @@ def make_room(checkpoints_root: Path, needed: int, limit: int) -> bool:
         needed: bytes of the prefix to be stored.
         limit: bytes that all prefixes together may take.
     """
+    if needed > limit:
+        return False
     root = checkpoints_root / PREFIXES
-    folders = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
-    sizes = {path: folder_bytes(path) for path in folders}
-    last_used = {path: path.stat().st_mtime for path in folders}
-    total = sum(sizes.values())
-    for path in sorted(folders, key=lambda path: last_used[path]):
-        if total + needed <= limit:
+    found = [_seen(path) for path in root.iterdir() if not path.name.startswith(".")] if root.is_dir() else []
+    kept = sorted(item for item in found if item is not None)
+    total = sum(size for _, _, size in kept)
+    for last_used, path, size in kept:
+        if total + needed <= limit or time.time() - last_used < _IN_USE_SECONDS:
             break
-        if time.time() - last_used[path] < _IN_USE_SECONDS:
-            break
-        doomed = root / f".{path.name}.{uuid4().hex[:8]}.partial"
-        path.rename(doomed)
-        shutil.rmtree(doomed)
-        total -= sizes[path]
+        discard(path)
+        total -= size
     return total + needed <= limit
+
+
+def discard(folder: Path) -> None:
+    """Delete a stored prefix: renamed first, so that no half of it stays under a valid name."""
+    shutil.rmtree(set_aside(folder), ignore_errors=True)
+
+
+def set_aside(folder: Path) -> Path:
+    """Take a damaged result out of the way, to be built again; ``acf clean --caches`` deletes what is set aside."""
+    aside = folder.parent / f".{folder.name}.{uuid4().hex[:8]}.partial"
+    with suppress(FileNotFoundError):  # another process was first
+        folder.rename(aside)
+    return aside
+
+
+def promote(checkpoints_root: Path, key: str) -> None:
+    """Make a stored prefix the checkpoint that it is when the strategy turns out to end there."""
+    prefix, final = checkpoints_root / PREFIXES / key, checkpoints_root / key
+    if prefix.is_dir() and not final.exists():
+        prefix.rename(final)
+
+
+def _seen(folder: Path) -> tuple[float, Path, int] | None:
+    """When it was last used, the folder, its bytes; None when another process has just taken it away."""
+    try:
+        return folder.stat().st_mtime, folder, folder_bytes(folder)
+    except OSError:
+        return None

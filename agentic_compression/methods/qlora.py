@@ -13,6 +13,7 @@ bytes. Only this package loads the result.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -32,6 +33,7 @@ __all__ = ["METHOD", "QloraConfig", "apply", "needs"]
 
 _STEP_TOKENS = 2048
 _SECONDS_A_FLOP = 1 / 45e9  # one core of a current server, float32, measured with 3.8 million parameters
+_LARGEST_RESIDUAL = 0.5  # of the quantized weight's norm; two unrelated weights of one size differ by 1.4
 _SECONDS_A_BLOCK = 25e-3  # what a step costs however small the model is, attention for the most part
 
 
@@ -66,7 +68,7 @@ def apply(model: Any, config: QloraConfig, context: CompressionContext) -> Compr
     """
     import torch
 
-    from agentic_compression.methods.training import train
+    from agentic_compression.methods.training import held_out_loss, train
     from agentic_compression.methods.training_adapters import adapter_plan, objective_for
 
     for parameter in model.parameters():
@@ -76,12 +78,22 @@ def apply(model: Any, config: QloraConfig, context: CompressionContext) -> Compr
         base = context.load_base()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
-        parameters = _adapt(model, base if config.start == "residual" else None, config)
-    plan = adapter_plan("qlora", model, config.steps, config.learning_rate, context)
-    result = train(parameters, objective, list(context.training or ()), plan, context)
+        adapted = _attach(model, config.rank)
+        plan = adapter_plan("qlora", model, config.steps, config.learning_rate, context)
+
+        def loss() -> float:
+            return held_out_loss(objective, context.training or (), plan, context)
+
+        before, notes = loss(), []
+        if config.start == "residual":
+            notes += _started(adapted, originals_of(model, base), before, loss)
+    result = train(_trainable(adapted), objective, list(context.training or ()), plan, context)
     extra = _to_sixteen_bits(model)
+    if not loss() <= before:
+        _reset(adapted)
+        notes.append("rounding the adapters to 16 bits undid what they gained, so they are zero")
     note = f"adapters stay beside the codes ({extra} bytes): merging them would need quantizing again"
-    return Compressed(model=model, notes=(note, result.note))
+    return Compressed(model=model, notes=(note, *notes, result.note))
 
 
 def needs(workload: Workload, config: QloraConfig) -> Needs:
@@ -107,31 +119,102 @@ def quantized_linears(model: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def _adapt(model: Any, base: Any, config: QloraConfig) -> dict[str, tuple[Any, float]]:
-    """Wrap every quantized linear; the factors, float32, by name with the sizes of their steps."""
-    import torch
+def originals_of(model: Any, base: Any) -> dict[str, Any]:
+    """The uncompressed model's modules by the names they have in ``model``, whose blocks may be fewer."""
+    from agentic_compression.methods.layerwise import blocks_of
+    from agentic_compression.methods.training_objective import kept_blocks
+
+    if base is None:
+        return {}
+    try:
+        (prefix, mine), (other, theirs) = blocks_of(model), blocks_of(base)
+    except CompressionError:  # no list of blocks: nothing that drops blocks can have come before
+        return dict(base.named_modules())
+    found = dict(base.named_modules())
+    if len(mine) >= len(theirs):
+        return found
+    for index, before in enumerate(kept_blocks(mine, theirs)):
+        for name, module in theirs[before].named_modules(prefix=f"{other}.{before}"):
+            found[f"{prefix}.{index}{name.removeprefix(f'{other}.{before}')}"] = module
+    return found
+
+
+def _attach(model: Any, rank: int) -> dict[str, Any]:
+    """Put factors whose product is zero on every quantized linear; returns the adapted layers by name."""
     from torch import nn
 
     from agentic_compression.checkpoints.adapted_linear import AdaptedLinear
-    from agentic_compression.methods.distill_student import relative_step
-    from agentic_compression.methods.training_adapters import adapter_steps
 
     targets = quantized_linears(model)
     if not targets:
         raise CompressionError("qlora needs quantized layers, found none; put nf4, gptq or rtn before it, or use lora")
-    originals = {} if base is None else dict(base.named_modules())
-    chosen = {}
+    adapted = {}
     for name, layer in targets:
-        weight = layer.dequantize(torch.float32)
-        down = nn.Linear(layer.in_features, config.rank, bias=False, device=weight.device)
-        up = nn.Linear(config.rank, layer.out_features, bias=False, device=weight.device)
+        device = layer.dequantize().device
+        down = nn.Linear(layer.in_features, rank, bias=False, device=device)
+        up = nn.Linear(rank, layer.out_features, bias=False, device=device)
         nn.init.zeros_(up.weight)
+        adapted[name] = AdaptedLinear(layer, down, up)
+        model.set_submodule(name, adapted[name])
+    return adapted
+
+
+def _started(
+    adapted: dict[str, Any], originals: dict[str, Any], before: float, loss: Callable[[], float]
+) -> list[str]:
+    """Start from what quantization lost where that is known, unless the model gets worse; returns notes.
+
+    What stands under a layer's name may be something else than what was quantized: another stage may have scaled or
+    trained the weight. A difference as large as that is no rounding error.
+
+    Args:
+        adapted: layers with factors of product zero.
+        originals: modules of the uncompressed model by the same names.
+        before: held-out loss without adapters.
+        loss: measures it.
+    """
+    skipped = 0
+    for name, layer in adapted.items():
         original = getattr(originals.get(name), "weight", None)
-        if original is not None and original.shape == weight.shape:
-            _start_from(original.detach().float() - weight, down, up)
-        steps = adapter_steps(down.weight, relative_step(weight), 1.0)
-        chosen[f"{name}.down"], chosen[f"{name}.up"] = (down.weight, steps[0]), (up.weight, steps[1])
-        model.set_submodule(name, AdaptedLinear(layer, down, up))
+        weight = layer.base.dequantize()
+        if original is None or original.shape != weight.shape:
+            skipped += 1
+            continue
+        residual = original.detach().float() - weight
+        if bool(residual.norm() < _LARGEST_RESIDUAL * weight.norm()):
+            _start_from(residual, layer.down, layer.up)
+        else:
+            skipped += 1
+    if skipped == len(adapted):
+        return ["adapters start at zero: no uncompressed weight resembles a quantized one"]
+    after = loss()
+    if not after <= before:
+        _reset(adapted)
+        return [f"adapters start at zero: from what quantization lost, the held-out loss is {after:.4g}, not {before:.4g}"]
+    if skipped:
+        return [f"{skipped} of {len(adapted)} adapters start at zero: no uncompressed weight resembles the quantized one"]
+    return []
+
+
+def _reset(adapted: dict[str, Any]) -> None:
+    """Back to factors whose product is zero."""
+    import torch
+
+    for layer in adapted.values():
+        layer.down.reset_parameters()
+        torch.nn.init.zeros_(layer.up.weight)
+
+
+def _trainable(adapted: dict[str, Any]) -> dict[str, tuple[Any, float]]:
+    """The factors with the sizes of their steps."""
+    from agentic_compression.methods.distill_student import relative_step
+    from agentic_compression.methods.training_adapters import adapter_steps
+
+    chosen = {}
+    for name, layer in adapted.items():
+        down, up = layer.down.weight, layer.up.weight
+        steps = adapter_steps(down, relative_step(layer.base.dequantize()), 1.0)
+        chosen[f"{name}.down"], chosen[f"{name}.up"] = (down, steps[0]), (up, steps[1])
     return chosen
 
 

@@ -31,6 +31,9 @@ class CompressionRequest(Record):
     prefix_cache_bytes: int = Field(
         default=4_000_000_000, ge=0, description="results of first stages may take so much; 0 keeps none"
     )
+    intermediate: bool = Field(
+        default=False, description="the result is only looked at before the strategy goes on; kept as a prefix"
+    )
     checkpoints_root: str = Field(description="folder that holds one checkpoint folder a content key")
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; torch's own choice when None")

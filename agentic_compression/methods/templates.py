@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,11 @@ def read_strategy(text: str) -> Strategy:
     Raises:
         StrategyError: when it is none of these.
     """
-    for template in templates():
-        if template.name == text.strip():
-            return template.strategy
+    named = {template.name: template for template in templates()}
+    if text.strip() in named:
+        return named[text.strip()].strategy
+    if near := difflib.get_close_matches(text.strip().replace("-", "_"), named, n=1, cutoff=0.8):
+        raise StrategyError(f"no template {text.strip()!r}; did you mean {near[0]!r}? templates: {', '.join(named)}")
     path = Path(text)
     if path.suffix in _SUFFIXES and "|" not in text:
         if not path.is_file():
@@ -69,8 +72,8 @@ def _load(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
         return text if path.suffix == ".txt" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StrategyError(f"{path} cannot be read as a strategy: {error}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise StrategyError(f"{path} cannot be read as a strategy: {' '.join(str(error).split())[:200]}") from error
 
 
 def _from_values(values: Any, path: Path, name: str | None) -> Strategy:

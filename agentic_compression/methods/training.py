@@ -3,7 +3,7 @@
 The optimizer is AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101). Learning rates are relative: a tensor whose
 values have a root mean square of ``r`` moves by about ``learning_rate * r`` a step (the relative step size of
 Adafactor, Shazeer and Stern 2018, arXiv:1804.04235), so that one value fits models whose weights differ in scale.
-A seeded tenth of the windows is not trained on; the weights with the smallest loss there are what training returns, the
+A seeded tenth of the text, in whole windows, is not trained on; the weights with the smallest loss there are what training returns, the
 unchanged ones among the candidates, so that on that text a model never comes out worse than it went in.
 """
 
@@ -29,6 +29,7 @@ __all__ = [
     "TrainingPlan",
     "TrainingResult",
     "batch_tokens_for",
+    "held_out_loss",
     "in_float32",
     "learning_rate_at",
     "train",
@@ -173,6 +174,36 @@ def train(
     """
     if not parameters:
         raise CompressionError(f"{plan.name} found nothing to train in this model; leave the stage out")
+    mine, held = _divided(windows, plan)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        run = _Run(parameters, objective, plan, context)
+        run.start([*mine, *cut(extra, plan.longest)], batches_of(held, plan.batch_tokens))
+        return run.finish()
+
+
+def held_out_loss(
+    objective: Objective, windows: Sequence[torch.Tensor], plan: TrainingPlan, context: CompressionContext
+) -> float:
+    """Loss a token of the model as it is now, on the text that :func:`train` holds out; may not be finite.
+
+    Args:
+        objective: the loss.
+        windows: as for :func:`train`.
+        plan: likewise.
+        context: device.
+
+    Raises:
+        CompressionError: too little text.
+    """
+    batches = batches_of(_divided(windows, plan)[1], plan.batch_tokens)
+    return _mean_loss(objective, [_moved(batch, context.device) for batch in batches])
+
+
+def _divided(
+    windows: Sequence[torch.Tensor], plan: TrainingPlan
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Pieces to train on and pieces held out."""
     pieces = cut(windows, plan.longest)
     if len(pieces) < 2:
         raise CompressionError(
@@ -180,12 +211,16 @@ def train(
             "give more documents (see: acf methods show " + plan.name + ")"
         )
     most = max(1, _HELD_OUT_STEPS * plan.step_tokens // max(1, sum(map(len, pieces)) // len(pieces)))
-    mine, held = hold_out(pieces, most, plan.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed)
-        run = _Run(parameters, objective, plan, context)
-        run.start([*mine, *cut(extra, plan.longest)], batches_of(held, plan.batch_tokens))
-        return run.finish()
+    return hold_out(windows, plan.longest, most, plan.seed)
+
+
+@torch.no_grad()
+def _mean_loss(objective: Objective, batches: Sequence[Batch]) -> float:
+    return sum(objective.measure(batch) for batch in batches) / sum(batch.count for batch in batches)
+
+
+def _moved(batch: Batch, device: str) -> Batch:
+    return Batch(ids=batch.ids.to(device), predicts=batch.predicts.to(device))
 
 
 class _Run:
@@ -212,7 +247,7 @@ class _Run:
     def start(self, windows: Sequence[torch.Tensor], held: Sequence[Batch]) -> None:
         """Measure, take a stored state up if there is one, and train to the end."""
         plan = self._plan
-        self._held = [self._moved(batch) for batch in held]
+        self._held = [_moved(batch, self._context.device) for batch in held]
         before = self._evaluate()
         if self._context.scratch is not None:
             facts = (plan, before, self._rates, list(self._parameters))
@@ -230,7 +265,7 @@ class _Run:
             if self._position.step >= plan.steps or self._position.waited >= plan.patience:
                 break
             self._context.progress(plan.name, self._position.step, plan.steps)
-            self._update([self._moved(batch) for batch in batches])
+            self._update([_moved(batch, self._context.device) for batch in batches])
             self._position.step += 1
             if self._position.step % every == 0 or self._position.step == plan.steps:
                 self._judge()
@@ -282,9 +317,7 @@ class _Run:
             self._best = self._copy()
 
     def _evaluate(self) -> float:
-        with torch.no_grad():
-            loss = sum(self._objective.measure(batch) for batch in self._held)
-        loss /= sum(batch.count for batch in self._held)
+        loss = _mean_loss(self._objective, self._held)
         if not math.isfinite(loss):
             raise CompressionError(
                 f"{self._plan.name}: the held-out loss is {loss} after {self._position.step} steps with learning_rate "
@@ -301,10 +334,6 @@ class _Run:
 
     def _copy(self) -> dict[str, torch.Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self._parameters.items()}
-
-    def _moved(self, batch: Batch) -> Batch:
-        device = self._context.device
-        return Batch(ids=batch.ids.to(device), predicts=batch.predicts.to(device))
 
 
 @contextmanager

@@ -45,11 +45,37 @@ def cut(windows: Sequence[torch.Tensor], longest: int) -> list[torch.Tensor]:
     return [piece for piece in pieces if piece.shape[0] > 1]
 
 
-def hold_out(windows: Sequence[torch.Tensor], most: int, seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Windows to train on and a seeded tenth, at least one and at most ``most``, to decide when to stop."""
-    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = min(most, max(1, len(windows) // 10))
-    return [windows[index] for index in order[count:]], [windows[index] for index in order[:count]]
+def hold_out(
+    windows: Sequence[torch.Tensor], longest: int, most: int, seed: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Pieces to train on, and those of whole windows in a seeded tenth, to decide when to stop.
+
+    Pieces of one window are never on both sides: they are so alike that the loss on one falls while the model learns
+    the other by heart. A single window has nothing else to be compared with, and its pieces are divided.
+
+    Args:
+        windows: ``(1, tokens)`` each, or ``(tokens,)``.
+        longest: tokens a piece.
+        most: pieces held out at most, unless every window has more; then the shortest is held out.
+        seed: of the choice.
+
+    Returns:
+        Pieces ``(tokens,)`` to train on, and pieces held out: at most a tenth, one window at least.
+    """
+    cuts = [pieces for pieces in (cut([window], longest) for window in windows) if pieces]
+    if len(cuts) == 1:
+        cuts = [[piece] for piece in cuts[0]]
+    order = torch.randperm(len(cuts), generator=torch.Generator().manual_seed(seed)).tolist()
+    wanted = min(most, max(1, sum(map(len, cuts)) // 10))
+    held: list[int] = []
+    for index in order:
+        if len(cuts[index]) <= wanted:
+            held.append(index)
+            wanted -= len(cuts[index])
+    if not held and order:
+        held.append(min(order, key=lambda index: len(cuts[index])))
+    mine = [piece for index in order if index not in set(held) for piece in cuts[index]]
+    return mine, [piece for index in held for piece in cuts[index]]
 
 
 def batches_of(windows: Sequence[torch.Tensor], tokens: int) -> list[Batch]:

@@ -12,7 +12,7 @@ from agentic_compression.errors import CompressionError
 from agentic_compression.methods.interface import CompressionContext
 from agentic_compression.methods.training_batches import Batch
 
-__all__ = ["Imitation", "NextToken", "distillation_loss", "load_teacher", "matching_blocks"]
+__all__ = ["Imitation", "NextToken", "distillation_loss", "kept_blocks", "load_teacher", "matching_blocks"]
 
 _CHUNK_BYTES = 64 << 20
 
@@ -194,10 +194,8 @@ class Imitation:
 def matching_blocks(student: Any, teacher: Any) -> list[tuple[int, int]]:
     """Which block of the teacher the output of each of the student's blocks should be like.
 
-    With as many blocks, the same one. With fewer, kept blocks are recognised by their normalisation weights, which
-    removing whole blocks leaves as they are: the in-order assignment with the smallest summed distance (dynamic
-    programming). A block's output is then compared with the input that the next kept block had in the teacher, the
-    last one's with the teacher's last.
+    With as many blocks, the same one. With fewer, a block's output is compared with the input that the next kept block
+    (see :func:`kept_blocks`) had in the teacher, the last one's with the teacher's last.
 
     Raises:
         ValueError: when the widths differ.
@@ -209,9 +207,19 @@ def matching_blocks(student: Any, teacher: Any) -> list[tuple[int, int]]:
     mine, theirs = blocks_of(student)[1], blocks_of(teacher)[1]
     if len(mine) == len(theirs):
         return [(index, index) for index in range(len(mine))]
-    kept = _in_order([[_distance_of(a, b) for b in theirs] for a in mine])
-    following = [*kept[1:], len(theirs)]
+    following = [*kept_blocks(mine, theirs)[1:], len(theirs)]
     return [(index, after - 1) for index, after in enumerate(following)]
+
+
+def kept_blocks(mine: torch.nn.ModuleList, theirs: torch.nn.ModuleList) -> list[int]:
+    """Which of the teacher's blocks each of the student's blocks was, of which there are at most as many.
+
+    They are recognised by their normalisation weights, which removing whole blocks leaves as they are: the in-order
+    assignment with the smallest summed distance (dynamic programming).
+    """
+    if len(mine) == len(theirs):
+        return list(range(len(mine)))
+    return _in_order([[_distance_of(a, b) for b in theirs] for a in mine])
 
 
 def _distance_of(mine: torch.nn.Module, theirs: torch.nn.Module) -> float:

@@ -53,7 +53,12 @@ class Encoding:
         return self._walk(_FromTrial(trial))
 
     def encode(self, strategy: Strategy) -> EncodedStrategy | None:
-        """Parameters and distributions of a strategy, or None when this space cannot express it."""
+        """Parameters and distributions of a strategy, or None when this space cannot express it.
+
+        A strategy with conditions is none of this space: what was carried out is not known from it.
+        """
+        if any(stage.when for stage in strategy.stages):
+            return None
         source = _FromStrategy(canonical(self.space, strategy))
         try:
             walked = self._walk(source)

@@ -76,19 +76,19 @@ def enumerate_strategies(space: SearchSpace, cap: int = 10_000) -> tuple[tuple[S
 class StrategyGrid:
     """Every legal strategy of a space under one index, without listing them.
 
-    Whether a method may come next depends only on which methods came before, not on their order or parameters, so the
-    counts are a table over (methods used, stages left).
+    Whether a method may come next depends only on which methods came before and which of them was the last, so the
+    counts are a table over (methods used, the last, stages left).
     """
 
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
         self._settings = {method.name: _Settings(method) for method in space.offered}
-        self._counts: dict[tuple[frozenset[str], int], int] = {}
+        self._counts: dict[tuple[frozenset[str], str, int], int] = {}
 
     @cached_property
     def count(self) -> int:
         """How many legal strategies there are, the baseline left out."""
-        return self._count(frozenset(), self.space.max_stages) - 1
+        return self._count(frozenset(), "", self.space.max_stages) - 1
 
     def __len__(self) -> int:
         return self.count
@@ -104,17 +104,19 @@ class StrategyGrid:
         """
         if not 0 <= index < self.count:
             raise IndexError(f"the grid has {self.count} strategies, got index {index}")
-        rest, left, used, stages = index + 1, self.space.max_stages, frozenset[str](), list[Stage]()
+        rest, left, used, last = index + 1, self.space.max_stages, frozenset[str](), ""
+        stages: list[Stage] = []
         while rest:  # 0 is "stop here"
             rest -= 1
             left -= 1
-            for method in self._next(used):
-                variants, tails = self._settings[method.name].count, self._count(used | {method.name}, left)
+            for method in self._next(used, last):
+                variants = self._settings[method.name].count
+                tails = self._count(used | {method.name}, method.name, left)
                 if rest < variants * tails:
                     variant, rest = divmod(rest, tails)
                     values = self._settings[method.name].at(variant)
                     stages.append(Stage(method=method.name, parameters=values))
-                    used |= {method.name}
+                    used, last = used | {method.name}, method.name
                     break
                 rest -= variants * tails
         return Strategy(stages=tuple(stages))
@@ -140,19 +142,20 @@ class StrategyGrid:
                 return strategy
         return None
 
-    def _next(self, used: frozenset[str]) -> list[MethodDescription]:
-        before = [method for method in self.space.offered if method.name in used]
+    def _next(self, used: frozenset[str], last: str) -> list[MethodDescription]:
+        before = [method for method in self.space.offered if method.name in used and method.name != last]
+        before += [method for method in self.space.offered if method.name == last]
         return [method for method in self.space.offered if self.space.may_come(method, before)]
 
-    def _count(self, used: frozenset[str], left: int) -> int:
+    def _count(self, used: frozenset[str], last: str, left: int) -> int:
         if left == 0:
             return 1
-        if (used, left) not in self._counts:
-            self._counts[used, left] = 1 + sum(
-                self._settings[method.name].count * self._count(used | {method.name}, left - 1)
-                for method in self._next(used)
+        if (used, last, left) not in self._counts:
+            self._counts[used, last, left] = 1 + sum(
+                self._settings[method.name].count * self._count(used | {method.name}, method.name, left - 1)
+                for method in self._next(used, last)
             )
-        return self._counts[used, left]
+        return self._counts[used, last, left]
 
 
 class _Settings:

@@ -27,7 +27,7 @@ class Condition(Record):
         description="accuracy_drop: baseline's accuracy minus the model's; perplexity_increase: the model's over the "
         "baseline's, minus 1"
     )
-    above: float = Field(ge=0, description="the stage runs when the metric is greater")
+    above: float = Field(ge=0, allow_inf_nan=False, description="the stage runs when the metric is greater")
 
     @property
     def label(self) -> str:

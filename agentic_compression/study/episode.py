@@ -10,13 +10,12 @@ from typing import TypeVar
 from agentic_compression.checkpoints import checkpoint_ref
 from agentic_compression.data import require_valid, resolve_dataset, validate_dataset, write_report
 from agentic_compression.data.calibration_text import with_calibration_text
-from agentic_compression.errors import AcfError
+from agentic_compression.errors import AcfError, StrategyError
 from agentic_compression.evaluation.energy import EnergyMeter, select_counter
 from agentic_compression.evaluation.grid import grid_factor
 from agentic_compression.evaluation.request import EvaluationRequest
 from agentic_compression.frontier import build_frontier
 from agentic_compression.methods import describe_methods, get_method, search_space
-from agentic_compression.methods.estimates import infeasible_reason
 from agentic_compression.methods.request import CompressionRequest
 from agentic_compression.methods.without_calibration import without_calibration
 from agentic_compression.planning import propose_episode
@@ -42,7 +41,7 @@ from agentic_compression.settings import Settings
 from agentic_compression.spec import infer_spec
 from agentic_compression.storage import folder_bytes, write_record
 from agentic_compression.study.conditions import settle_conditions
-from agentic_compression.study.feasibility import compression_device, expected_cost, too_slow
+from agentic_compression.study.feasibility import compression_device, feasibility
 from agentic_compression.study.files import episode_folder, write_episode, write_spec, write_study_files
 from agentic_compression.study.model_source import fetch_model, readable_model
 from agentic_compression.study.naming import short_name
@@ -161,23 +160,27 @@ def compress(
         return CompressionOutcome(status="infeasible", error="the study has ended; nothing was planned")
     bench.announce("step", name="compress")
     bench.lease.hold()
-    expected = expected_cost(config, spec, dataset, plan.strategy, bench)
-    told = {"estimated_peak_bytes": expected.peak_bytes, "estimated_seconds": expected.seconds}
-    if reason := infeasible_reason(expected, compression_device(config)) or too_slow(config, plan.strategy, expected):
-        return CompressionOutcome(status="infeasible", error=reason, **told)
     request = compression_request(config, spec, dataset, plan.strategy, bench)
+    try:
+        expected, reason = feasibility(config, spec, dataset, request, bench)
+    except StrategyError as error:  # a method of an earlier plan that is not there any more
+        return CompressionOutcome(status="failed", error=str(error))
+    told = {"estimated_peak_bytes": expected.peak_bytes, "estimated_seconds": expected.seconds}
+    if reason is not None:
+        return CompressionOutcome(status="infeasible", error=reason, **told)
     if all(stage.when is None for stage in plan.strategy.stages):
         return _work(COMPRESS, request, CompressionOutcome, config, bench).model_copy(update=told)
 
-    def carry_out(strategy: Strategy) -> CompressionOutcome:
-        return _work(COMPRESS, request.model_copy(update={"strategy": strategy}), CompressionOutcome, config, bench)
+    def carry_out(strategy: Strategy, intermediate: bool = True) -> CompressionOutcome:
+        changed = request.model_copy(update={"strategy": strategy, "intermediate": intermediate})
+        return _work(COMPRESS, changed, CompressionOutcome, config, bench)
 
     def measure(checkpoint: CheckpointRef) -> QualityOutcome:
         return _work(QUALITY, _evaluation_request(config, dataset, checkpoint, bench), QualityOutcome, config, bench)
 
     baseline = checkpoint_ref(Path(request.model_path), Strategy().key, shared=True)
     settled = settle_conditions(plan.strategy, baseline, carry_out, measure)
-    done = settled.failure or carry_out(settled.strategy)
+    done = settled.failure or carry_out(settled.strategy, intermediate=False)
     both = settled.seconds + done.seconds, settled.joules + done.joules
     return done.model_copy(update={"seconds": both[0], "joules": both[1], "decisions": settled.decisions, **told})
 

@@ -5,14 +5,34 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from agentic_compression.methods.estimates import Estimate, estimate, stored_rates, workload_of
+from agentic_compression.methods import content_key
+from agentic_compression.methods.estimates import Estimate, estimate, infeasible_reason, stored_rates, workload_of
+from agentic_compression.methods.prefixes import stored_prefix
 from agentic_compression.methods.request import CompressionRequest
 from agentic_compression.records import DatasetSpec, ModelSpec, Strategy, StudyConfig
 from agentic_compression.study.workbench import Workbench
 
-__all__ = ["compression_device", "expected_cost", "too_slow"]
+__all__ = ["compression_device", "expected_cost", "feasibility"]
 
 _BYTES_A_TOKEN = 4
+
+
+def feasibility(
+    config: StudyConfig, spec: ModelSpec, dataset: DatasetSpec, request: CompressionRequest, bench: Workbench
+) -> tuple[Estimate, str | None]:
+    """What a strategy is expected to take, and why it cannot be carried out here, or None.
+
+    What is stored already can be had, whatever it took. On a GPU nothing is refused: its rates and free memory are not
+    known in this process, and the child that computes there finds out.
+
+    Raises:
+        StrategyError: when the strategy's methods or parameters are not known here.
+    """
+    expected = expected_cost(config, spec, dataset, request.strategy, bench)
+    stored = stored_prefix(Path(request.checkpoints_root), content_key(request)) is not None
+    if request.strategy.is_baseline or stored or request.device.startswith("cuda"):
+        return expected, None
+    return expected, infeasible_reason(expected) or _too_slow(config, request.strategy, expected, bench)
 
 
 def expected_cost(
@@ -37,12 +57,14 @@ def compression_device(config: StudyConfig) -> str:
     return "cpu" if config.evaluation.device == "auto" else config.evaluation.device
 
 
-def too_slow(config: StudyConfig, strategy: Strategy, expected: Estimate) -> str | None:
+def _too_slow(config: StudyConfig, strategy: Strategy, expected: Estimate, bench: Workbench) -> str | None:
     """Why a strategy would not end in time, or None.
 
-    Estimates are rough, so it takes twice the limit; stages with a condition may be left out.
+    Estimates are rough, and rougher where the machine's rates were not measured ('acf doctor' does), so only what is
+    far beyond the limit is refused. Stages with a condition may be left out.
     """
-    if expected.seconds <= 2 * config.episode_timeout_s or any(stage.when for stage in strategy.stages):
+    beyond = 4 if stored_rates(bench.settings.root).measured else 10
+    if expected.seconds <= beyond * config.episode_timeout_s or any(stage.when for stage in strategy.stages):
         return None
     return (
         f"it would take about {expected.seconds:.0f} s, an episode may take {config.episode_timeout_s:.0f}; raise "

@@ -26,6 +26,7 @@ from agentic_compression.checkpoints import (
     save_checkpoint,
     shipped_files,
 )
+from agentic_compression.checkpoints.tensor_files import TensorFile
 from agentic_compression.errors import ModelError
 from agentic_compression.methods import CompressionContext, get_method
 from tests.unit.methods.tiny_models import logits, save_tiny, tiny_model, tiny_tokenizer
@@ -227,3 +228,41 @@ def test_writer_never_takes_an_incomplete_folder_for_its_own(tmp_path: Path) -> 
     (tmp_path / "made" / "config.json").write_text("left by someone")
     with pytest.raises(OSError, match="not empty"), new_folder(tmp_path / "made") as folder:
         (folder / "config.json").write_text("new")
+
+
+def test_head_of_its_own_survives_a_config_that_says_tied(tmp_path: Path) -> None:
+    model = tiny_model("tied")
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    save_checkpoint(model, tiny_tokenizer(), tmp_path / "made", CheckpointOrigin())
+    assert torch.equal(logits(load_checkpoint(tmp_path / "made").model), logits(model))
+
+
+def test_single_tensors_keep_the_dtype_they_are_stored_in(tmp_path: Path) -> None:
+    model = tiny_model("llama", torch.bfloat16)
+    model.model.norm.weight.data = model.model.norm.weight.data.float() + 1e-4
+    save_checkpoint(model, tiny_tokenizer(), tmp_path / "made", CheckpointOrigin())
+    loaded = load_checkpoint(tmp_path / "made").model
+    assert loaded.model.norm.weight.dtype == torch.float32
+    assert torch.equal(loaded.model.norm.weight, model.model.norm.weight)
+    assert load_checkpoint(tmp_path / "made", dtype="bfloat16").model.model.norm.weight.dtype == torch.bfloat16
+
+
+def test_manifest_of_another_model_is_a_clear_error(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    save_checkpoint(compressed("llama", torch.float32, ("rtn", {})), tiny_tokenizer(), made, CheckpointOrigin())
+    manifest = json.loads((made / "acf_checkpoint.json").read_text())
+    manifest["aliases"] = {"lm_head.weight": "nowhere.weight"}
+    (made / "acf_checkpoint.json").write_text(json.dumps(manifest))
+    with pytest.raises(ModelError, match="do not belong together"):
+        load_checkpoint(made)
+
+
+@pytest.mark.parametrize("change", [{"shape": [4, 4]}, {"data_offsets": [-8, 8]}, {"data_offsets": [0, 8]}])
+def test_safetensors_header_that_lies_is_refused(tmp_path: Path, change: dict[str, list[int]]) -> None:
+    entry = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]} | change
+    rest = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+    header = json.dumps({"a": entry, "b": rest}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with TensorFile(path) as file, pytest.raises(ModelError, match="build"):
+        file.read("a")

@@ -18,14 +18,11 @@ pytestmark = [
     pytest.mark.skipif(not STORIES.is_dir(), reason="../shared/models/stories260K is not on this machine"),
 ]
 
-# Largest allowed perplexity over that of float32, and the ratio before healing.
+# Largest allowed perplexity over that of float32, and the ratio before healing. A third of the default number of steps;
+# what the default reaches stands in docs/measurements.
 TARGETS = {
-    "magnitude:sparsity=0.5 | distill:steps=300,generated=0.0": (10.2**0.5, 10.2),
-    "magnitude:sparsity=0.5 | lora:steps=300": (10.2**0.5, 10.2),
-    "rtn:bits=2,group_size=32 | distill:steps=300,generated=0.0": (2.5, 30.0),
-    "rtn:bits=3,group_size=32 | distill:steps=300,generated=0.0": (1.3, 1.84),
-    "rtn:bits=4,group_size=32 | distill:steps=300,generated=0.0": (1.05, 1.10),
-    "rtn:bits=3,group_size=32 | qlora:steps=100": (1.3, 1.84),
+    "magnitude:sparsity=0.5 | distill:steps=100": (10.2**0.5, 10.2),
+    "rtn:bits=2,group_size=32 | distill:steps=100": (4.0, 30.0),
 }
 
 

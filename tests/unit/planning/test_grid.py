@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from agentic_compression.planning import StrategyGrid, canonical, enumerate_strategies, seed_strategies
-from agentic_compression.records import Parameter, SearchSpace, Stage, Strategy
+from agentic_compression.records import MethodDescription, Parameter, SearchSpace, Stage, Strategy
 from tests.unit.planning.spaces import GPTQ, LOW_RANK, MAGNITUDE, SPACE, TINY_SPACE
 
 
@@ -37,6 +37,23 @@ def test_enumeration_equals_brute_force(space: SearchSpace) -> None:
     assert set(keys) == _brute_force(space)
     assert all(space.problem_with(strategy) is None for strategy in strategies)
     assert all(canonical(space, strategy).key == strategy.key for strategy in strategies)
+
+
+def test_a_method_twice_but_not_in_a_row_is_counted_as_brute_force_does() -> None:
+    tune = MethodDescription(
+        name="tune", category="healing", summary="", paper="", may_follow=("pruning", "healing", "quantization"),
+        must_follow=("pruning", "quantization"),
+    )  # fmt: skip
+    few = [
+        MAGNITUDE.model_copy(update={"parameters": ()}),
+        tune,
+        GPTQ.model_copy(update={"parameters": (), "may_follow": ("pruning", "healing")}),
+    ]
+    for methods in (few, few[::-1]):
+        space = SearchSpace(methods=tuple(methods), max_stages=4)
+        strategies, count = enumerate_strategies(space)
+        assert {strategy.key for strategy in strategies} == _brute_force(space)
+        assert len(strategies) == count
 
 
 def test_three_stages_are_counted_when_orders_allow_them() -> None:

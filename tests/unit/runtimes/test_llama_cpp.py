@@ -189,6 +189,21 @@ def test_embeddings_are_normalised_means_of_hidden_states(
     assert exact.embed([]).shape == (0, 64)
 
 
+def test_long_texts_of_any_length_are_embedded(tmp_path: Path) -> None:
+    """One after another in one runtime, because a larger context takes the place of a smaller one."""
+    model = tiny_model()
+    model.config.max_position_embeddings = 2048
+    write_llama(model, tmp_path / "model.gguf")
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    runtime = LlamaCppRuntime(tmp_path, exact=True)
+    reference = TransformersRuntime(tmp_path, threads=1)
+    for tokens in (513, 521, 601, 640, 701, 768, 769, 1000, 1025, 520, 3000):
+        texts = ["abc" * 7, "xyz"[tokens % 3] * (tokens - 1)]  # and BOS
+        np.testing.assert_allclose(runtime.embed(texts), reference.embed(texts), atol=1e-5, err_msg=str(tokens))
+    runtime.close()
+
+
 def test_two_runtimes_are_open_at_once(exact: LlamaCppRuntime, gguf_path: Path, half: LlamaCppRuntime) -> None:
     prompt = draw(random.Random(12), 30)
     expected = exact.logits(prompt, [30])

@@ -38,7 +38,26 @@ def test_a_stream_shows_the_text_before_the_first_stop(text: str, stop_strings: 
         shown += stream.finish()
     prefixes = (text[:size] for size in range(len(text) + 1))
     first = next((part for part in prefixes if any(stop in part for stop in stop_strings)), None)
-    assert shown == (text if first is None else cut_at_stop(first, stop_strings))
+    assert shown == (text if first is None else before_any(first, stop_strings))
+
+
+def before_any(text: str, stop_strings: list[str]) -> str:
+    """By the definition: the longest beginning after which no stop string begins, at whatever place before its end."""
+    places = (size for size in range(len(text)) if any(text[size:].startswith(stop) for stop in stop_strings))
+    return text[: next(places, len(text))]
+
+
+@given(texts, stops)
+@settings(max_examples=200, deadline=None)
+def test_a_text_is_cut_before_the_earliest_stop(text: str, stop_strings: list[str]) -> None:
+    assert cut_at_stop(text, stop_strings) == before_any(text, stop_strings)
+
+
+@pytest.mark.parametrize("stop_strings", [("b", "ab"), ("ab", "b"), ("", "b", "ab")])
+def test_overlapping_stops_cut_before_the_one_that_begins_first(stop_strings: tuple[str, ...]) -> None:
+    assert cut_at_stop("xab", stop_strings) == "x"
+    stream = TextStream(TOKENIZER, stop_strings)
+    assert [stream.push(token) for token in ids_of("xab")] == [("x", False), ("", False), ("", True)]
 
 
 def test_an_incomplete_character_is_shown_at_the_end() -> None:

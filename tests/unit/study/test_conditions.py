@@ -81,6 +81,12 @@ def test_condition_text_round_trips() -> None:
     text = "wanda:sparsity=0.5 | distill:steps=200 if accuracy_drop>0.01 | gptq:bits=4"
     assert Strategy.parse(text).label == text
     assert Strategy.parse("prune:wanda,sparsity=0.3 | quantize:gptq,bits=4").label == "wanda:sparsity=0.3 | gptq:bits=4"
-    for bad in ("a if speed>1", "a if accuracy_drop>x", "a if accuracy_drop>-1", "a if accuracy_drop<1"):
+    for bad in (
+        "a if speed>1",
+        "a if accuracy_drop>x",
+        "a if accuracy_drop>-1",
+        "a if accuracy_drop<1",
+        "a if accuracy_drop>1e999",
+    ):
         with pytest.raises(ValueError, match=r"condition|begins with|stage is"):
             Strategy.parse(bad)

@@ -259,6 +259,16 @@ def test_a_strategy_beyond_memory_or_time_is_refused_before_any_work(home: Path,
     assert bench.supervisor.calls == []
 
 
+def test_an_orphan_whose_method_is_gone_is_recorded_as_failed(home: Path, config: StudyConfig) -> None:
+    bench = _bench()
+    plan = EpisodePlan(
+        study="scripted", episode=1, strategy=Strategy.parse("vanished"), planner="user", source="user", seed=0
+    )
+    outcome = domain.compress(config, _spec(home), _dataset(), plan, bench)
+    assert outcome.status == "failed"
+    assert "vanished" in (outcome.error or "")
+
+
 def test_names_come_from_model_dataset_and_seed() -> None:
     assert (
         domain.study_name(StudyConfig(model="org/Model-7B", dataset="/data/my questions.jsonl"))
