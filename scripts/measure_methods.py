@@ -93,7 +93,13 @@ def main() -> None:
             rows.append(row)
             shown = row["error"] or f"{row['bytes']:,} bytes, accuracy {row['accuracy']:.4f}, {row['reload']}"
             print(f"{number}/{len(wanted)} {text}: {shown}", flush=True)
-            document = {"model": arguments.model, "command": " ".join(sys.argv), "machine": bench.machine, "rows": rows}
+            given = [Path(text).name if "/" in text else text for text in sys.argv[1:]]
+            document = {
+                "model": Path(arguments.model).name,
+                "command": " ".join(["scripts/measure_methods.py", *given]),
+                "machine": bench.machine,
+                "rows": rows,
+            }
             arguments.output.write_text(json.dumps(document, indent=1) + "\n")
     arguments.output.with_suffix(".md").write_text(table(json.loads(arguments.output.read_text())))
 

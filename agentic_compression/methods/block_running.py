@@ -8,7 +8,7 @@ model hands to its blocks.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,11 +48,26 @@ class _EnoughError(Exception):
     """The forward pass got as far as it is needed."""
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Whether two arguments are equal, tensors in tuples, lists and dictionaries by value."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, tuple | list):
+        return type(one) is type(other) and len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    return True
+
+
 @torch.no_grad()
 def record_blocks(
     model: nn.Module, blocks: nn.ModuleList, ids: torch.Tensor
 ) -> tuple[list[torch.Tensor], list[Arguments]]:
     """What the first block gets from every batch, and what else every block is called with.
+
+    That must be the same for every batch and every order of its rows, as masks and rotary embeddings are, since callers
+    put rows together anew. The first block's arguments are compared for all batches, every block's for the first batch
+    with its rows in the opposite order.
 
     Args:
         model: a causal language model.
@@ -63,41 +78,60 @@ def record_blocks(
         float32 hidden states ``(size, tokens, hidden)`` by batch, and arguments by block.
 
     Raises:
-        CompressionError: when the blocks do not run one after the other.
+        CompressionError: when the blocks do not run one after the other, or get something besides their hidden states
+            that depends on the tokens.
+    """
+    hidden, arguments = _calls(model, blocks, ids[0], len(blocks))
+    turned = [ids[0].flip(0)] if ids.shape[1] > 1 else []
+    for index, batch in enumerate([*ids[1:], *turned]):
+        is_turned = index == len(ids) - 1
+        x, others = _calls(model, blocks, batch, len(blocks) if is_turned else 1)
+        if not all(map(_same, others, arguments)) or x[0].shape != hidden[0].shape or x[0].dim() != 3:
+            raise CompressionError(
+                f"{type(model).__name__} ({model.config.model_type}) hands its decoder blocks more that depends on the "
+                "tokens than hidden states (batch, tokens, hidden), so they cannot be tuned one by one; "
+                "use gptq, awq or rtn"
+            )
+        if not is_turned:
+            hidden += x
+    return hidden, arguments
+
+
+def _calls(
+    model: nn.Module, blocks: nn.ModuleList, ids: torch.Tensor, count: int
+) -> tuple[list[torch.Tensor], list[Arguments]]:
+    """Hidden states the first block is called with, as a list of one, and the other arguments of the first ``count``.
+
+    Args:
+        model: a causal language model.
+        blocks: its decoder blocks.
+        ids: ``(size, tokens)``.
+        count: of the blocks to run up to.
     """
     hidden: list[torch.Tensor] = []
     arguments: list[Arguments] = []
 
-    def note(first: bool) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            kept = dict(kwargs)
-            x, rest = (args[0], args[1:]) if args else (kept.pop("hidden_states"), ())
-            if first:
-                hidden.append(x.to(torch.float32))
-            if len(arguments) < len(blocks):
-                arguments.append((_in_float32(rest), _in_float32(kept)))
-            if len(arguments) == len(blocks):
-                raise _EnoughError
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kept = dict(kwargs)
+        x, rest = (args[0], args[1:]) if args else (kept.pop("hidden_states"), ())
+        if not hidden:
+            hidden.append(x.to(torch.float32))
+        arguments.append((_in_float32(rest), _in_float32(kept)))
+        if len(arguments) == count:
+            raise _EnoughError
 
-        return hook
-
-    handles = [
-        block.register_forward_pre_hook(note(index == 0), with_kwargs=True) for index, block in enumerate(blocks)
-    ]
+    handles = [block.register_forward_pre_hook(hook, with_kwargs=True) for block in blocks]
     try:
-        for batch in ids:
-            try:
-                model(input_ids=batch.to(next(model.parameters()).device), use_cache=False)
-            except _EnoughError:
-                continue
-            raise CompressionError(
-                f"{type(model).__name__} does not run its {len(blocks)} decoder blocks one after the other, which "
-                "is needed here; use rtn or asvd:alpha=0"
-            )
+        model(input_ids=ids.to(next(model.parameters()).device), use_cache=False)
+    except _EnoughError:
+        return hidden, arguments
     finally:
         for handle in handles:
             handle.remove()
-    return hidden, arguments
+    raise CompressionError(
+        f"{type(model).__name__} does not run its {len(blocks)} decoder blocks one after the other, which "
+        "is needed here; use rtn or asvd:alpha=0"
+    )
 
 
 def float32_copy(block: nn.Module) -> nn.Module:

@@ -117,6 +117,8 @@ def content_key(request: CompressionRequest, strategy: Strategy | None = None) -
         calibration = [request.calibration_digest, request.calibration_samples, request.calibration_tokens]
         if request.calibration_packing != "documents":
             calibration.append(request.calibration_packing)
+        if any(method.trains for method in methods):
+            calibration.append(request.training_tokens)
     return content_digest(
         {
             "base": request.base_digest,
@@ -332,16 +334,16 @@ class _Windows:
     def calibration(self) -> list[torch.Tensor]:
         """A seeded sample of documents."""
         if self._calibration is None:
-            self._calibration = self._read(self._request.calibration_samples)
+            self._calibration = self._read(self._request.calibration_samples, self._request.calibration_tokens)
         return self._calibration
 
     def training(self) -> list[torch.Tensor]:
         """All documents."""
         if self._training is None:
-            self._training = self._read(sys.maxsize)
+            self._training = self._read(sys.maxsize, self._request.training_tokens)
         return self._training
 
-    def _read(self, samples: int) -> list[torch.Tensor]:
+    def _read(self, samples: int, tokens: int) -> list[torch.Tensor]:
         request = self._request
         names = ", ".join(
             stage.method
@@ -356,9 +358,7 @@ class _Windows:
         if self._tokenizer is None:
             raise CompressionError(f"{names} needs a tokenizer, {request.model_path} has none; add tokenizer.json")
         path = Path(request.calibration_path)
-        return calibration_tokens(
-            path, self._tokenizer, samples, request.calibration_tokens, request.seed, request.calibration_packing
-        )
+        return calibration_tokens(path, self._tokenizer, samples, tokens, request.seed, request.calibration_packing)
 
 
 def _apply(method: Method, stage: Stage, model: Any, context: CompressionContext) -> Compressed:

@@ -62,7 +62,7 @@ class GptqConfig(MethodConfig):
         default=False, description="quantize the columns with the largest inputs first"
     )
     least_error: Annotated[bool, Choice(True, False)] = Field(
-        default=False, description="search scales for the least rounding error; else they reach the extremes"
+        default=True, description="search scales for the least rounding error; else they reach the extremes"
     )
 
 
@@ -322,7 +322,7 @@ METHOD = Method(
     summary="quantize to 2, 3, 4 or 8 bits with calibration text, repairing rounding errors; best below 4 bits",
     paper="Frantar et al. 2022, GPTQ, arXiv:2210.17323",
     needs_calibration=True,
-    version="2",
+    version="3",
     needs=needs,
     may_follow=("pruning", "low_rank", "healing"),
 )

@@ -84,14 +84,15 @@ def apply(model: Any, config: QloraConfig, context: CompressionContext) -> Compr
         def loss() -> float:
             return held_out_loss(objective, context.training or (), plan, context)
 
-        before, notes = loss(), []
+        notes: list[str] = []
+        before = loss()
         if config.start == "residual":
             notes += _started(adapted, originals_of(model, base), before, loss)
-    result = train(_trainable(adapted), objective, list(context.training or ()), plan, context)
-    extra = _to_sixteen_bits(model)
-    if not loss() <= before:
-        _reset(adapted)
-        notes.append("rounding the adapters to 16 bits undid what they gained, so they are zero")
+        result = train(_trainable(adapted), objective, list(context.training or ()), plan, context)
+        extra = _to_sixteen_bits(model)
+        if not loss() <= before:
+            _reset(adapted)
+            notes.append("rounding the adapters to 16 bits undid what they gained, so they are zero")
     note = f"adapters stay beside the codes ({extra} bytes): merging them would need quantizing again"
     return Compressed(model=model, notes=(note, *notes, result.note))
 

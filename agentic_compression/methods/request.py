@@ -22,6 +22,9 @@ class CompressionRequest(Record):
     calibration_digest: str | None = None
     calibration_samples: int = Field(default=128, ge=1, description="documents drawn, seeded")
     calibration_tokens: int = Field(default=256, ge=8, description="a document is cut to this many tokens")
+    training_tokens: int = Field(
+        default=512, ge=8, description="the same for methods that train, which see all documents"
+    )
     calibration_packing: Literal["documents", "packed"] = Field(
         default="documents", description="a document a window, or documents joined and cut into equal windows"
     )

@@ -66,6 +66,7 @@ class Divergence:
         ids, mask = padded_batches(windows, len(windows))
         self._ids, self._mask = ids[0].to(model.device), mask[0].to(model.device)
         self._inputs: dict[int, torch.Tensor] = {}
+        self._tuples: dict[int, int] = {}  # lengths of what blocks return, where that is a tuple
         with self._inputs_kept():
             self._expected = self._predictions()
         if not bool(torch.isfinite(self._expected).all()):
@@ -103,9 +104,17 @@ class Divergence:
 
             return hook
 
+        def measure(index: int) -> Any:
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                if isinstance(output, tuple):
+                    self._tuples[index] = len(output)
+
+            return hook
+
         handles = [
             block.register_forward_pre_hook(keep(index), with_kwargs=True) for index, block in enumerate(self._blocks)
         ]
+        handles += [block.register_forward_hook(measure(index)) for index, block in enumerate(self._blocks)]
         try:
             yield
         finally:
@@ -116,8 +125,12 @@ class Divergence:
     def _started_at(self, block: int) -> Iterator[None]:
         """Blocks before this one hand on what they get; this one gets its recorded input."""
 
-        def passing(*args: Any, **kwargs: Any) -> Any:
-            return args[0] if args else kwargs["hidden_states"]
+        def passing(index: int) -> Any:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                x = args[0] if args else kwargs["hidden_states"]
+                return (x, *[None] * (self._tuples[index] - 1)) if index in self._tuples else x
+
+            return forward
 
         def replaced(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if args:
@@ -128,8 +141,8 @@ class Divergence:
         before = [part.__dict__.get("forward") for part in skipped]
         handle = self._blocks[block].register_forward_pre_hook(replaced, with_kwargs=True)
         try:
-            for part in skipped:
-                part.forward = passing
+            for index, part in enumerate(skipped):
+                part.forward = passing(index)
             yield
         finally:
             handle.remove()

@@ -50,7 +50,9 @@ _BATCH = 512
 _SEQUENCES = 128
 _LOGIT_BYTES = 1 << 28
 _GENERATION_CELLS = 1024
-_CELL_BLOCK = 256  # llama.cpp rounds a cache up to this many cells
+# llama.cpp rounds a cache up to this many cells. It is a multiple of _SEQUENCES, as the batch of a context that pools
+# must be: llama.cpp sizes that graph for as many tokens of every sequence, and aborts the process where they differ.
+_CELL_BLOCK = 256
 _Purpose = Literal["request", "score", "generate", "embed"]
 
 
@@ -251,11 +253,10 @@ class LlamaCppRuntime:
 
         encoded = encode_texts(self.tokenizer, texts, self.context_length)
         vectors = np.empty((len(encoded), self._model.hidden_size), dtype=np.float32)
-        longest = max(map(len, encoded), default=1)  # llama.cpp pools what one batch holds
+        cells = max([_BATCH, *map(len, encoded)])  # llama.cpp pools what one batch holds
         places = list(range(len(encoded)))
-        for batch in filled(places, list(map(len, encoded)), _SEQUENCES, max(longest, _BATCH)):
-            cells = max(longest, _BATCH)
-            context = self._context("embed", cells, sequences=_SEQUENCES, outputs=cells)
+        for batch in filled(places, list(map(len, encoded)), _SEQUENCES, cells):
+            context = self._context("embed", cells, sequences=_SEQUENCES)
             vectors[batch] = context.embed([encoded[place] for place in batch])
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         scaled: NDArray[np.float32] = vectors / np.maximum(norms, 1e-12)
@@ -271,19 +272,25 @@ class LlamaCppRuntime:
         self._model.close()
 
     def _context(self, purpose: _Purpose, cells: int, *, sequences: int = 1, outputs: int = 1) -> LlamaContext:
-        """An empty context of at least so many cells; kept until a larger one is needed."""
+        """An empty context of at least so many cells; kept until a larger one is needed.
+
+        One for embeddings takes all its cells as one batch, whatever ``outputs`` says.
+        """
         self._turn += 1
+        embeds = purpose == "embed"
+        tokens = -(-cells // _CELL_BLOCK) * _CELL_BLOCK
+        batch = tokens if embeds else max(self._batch, outputs)
+        outputs = tokens if embeds else outputs
         held = self._contexts.get(purpose)
-        if held is not None and held.options.tokens >= cells:
+        if held is not None and _holds(held.options, tokens, batch, outputs):
             held.clear()
             return held
         if held is not None:
             held.close()
-        embeds = purpose == "embed"
         options = ContextOptions(
-            tokens=-(-cells // _CELL_BLOCK) * _CELL_BLOCK,
+            tokens=tokens,
             sequences=sequences,
-            batch=max(cells, _BATCH) if embeds else max(self._batch, outputs),
+            batch=batch,
             outputs=outputs,
             threads=self._threads,
             exact=self._exact,
@@ -291,6 +298,12 @@ class LlamaCppRuntime:
         )
         self._contexts[purpose] = context = self._model.context(options)
         return context
+
+
+def _holds(options: ContextOptions, tokens: int, batch: int, outputs: int) -> bool:
+    """Whether a context is large enough in every respect."""
+    most = options.batch if options.outputs is None else options.outputs
+    return options.tokens >= tokens and options.batch >= batch and most >= outputs
 
 
 def _free_bytes(device: str) -> int | None:

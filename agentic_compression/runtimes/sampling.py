@@ -45,11 +45,9 @@ def pick_token(logits: NDArray[np.float32], options: GenerationOptions, generato
 
 
 def cut_at_stop(text: str, stop_strings: Sequence[str]) -> str:
-    """The text before the first stop string in it."""
-    for stop in stop_strings:
-        if stop:
-            text = text.split(stop, maxsplit=1)[0]
-    return text
+    """The text before the stop string that begins first in it; stop strings may overlap."""
+    places = (text.find(stop) for stop in stop_strings if stop)
+    return text[: min((place for place in places if place >= 0), default=len(text))]
 
 
 class TextStream:
@@ -90,7 +88,7 @@ class TextStream:
         before, after = self._decode(self._ids[self._shown : self._read]), self._decode(self._ids[self._shown :])
         text, self._held = self._held + after[len(before) :], ""
         self._shown = self._read = len(self._ids)
-        return text
+        return cut_at_stop(text, self._stops)
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import time
 from collections.abc import Iterator, Sequence
@@ -65,6 +66,7 @@ class TransformersRuntime:
         if loaded.tokenizer is None:
             raise ModelError(f"{path} must hold a tokenizer to be run, got none; copy tokenizer.json into it")
         self.model: Any = loaded.model
+        _forget_generation_defaults(self.model)
         self.tokenizer: Any = loaded.tokenizer
         self.device, self.weights_bytes = device, loaded.weights_bytes
         self.clock: Literal["perf_counter", "cuda_events"] = "cuda_events" if "cuda" in device else "perf_counter"
@@ -115,7 +117,7 @@ class TransformersRuntime:
     def _generate_batch(self, prompts: list[Sequence[int]], options: GenerationOptions) -> list[Completion]:
         """Padded on the left and masked there, so that every row's answer begins at the same place."""
         import torch
-        from transformers import StoppingCriteriaList
+        from transformers import GenerationConfig, StoppingCriteriaList
 
         width = max(len(prompt) for prompt in prompts)
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -128,18 +130,22 @@ class TransformersRuntime:
         sampling: dict[str, Any] = {"do_sample": options.temperature > 0}
         if options.temperature > 0:
             sampling |= {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0}
+        settings = GenerationConfig(
+            max_length=width + options.new_tokens,
+            eos_token_id=ends or None,
+            pad_token_id=padding,
+            use_cache=True,
+            **sampling,
+        )
+        stops = _StopStrings(self.tokenizer, options.stop_strings, width)
         with torch.inference_mode():
             output = self.model.generate(
                 input_ids=ids.to(self.model.device),
                 attention_mask=mask.to(self.model.device),
-                max_length=width + options.new_tokens,
-                stopping_criteria=StoppingCriteriaList([_StopStrings(self.tokenizer, options.stop_strings, width)]),
-                eos_token_id=ends or None,
-                pad_token_id=padding,
-                use_cache=True,
-                **sampling,
+                generation_config=settings,
+                stopping_criteria=StoppingCriteriaList([stops]),
             )
-        answers = (row[width:] for row in output.tolist())
+        answers = (tokens[width : stops.end(row)] for row, tokens in enumerate(output.tolist()))
         return [self._completion(answer, options) for answer in answers]
 
     def _completion(self, answer: list[int], options: GenerationOptions) -> Completion:
@@ -223,7 +229,14 @@ class TransformersRuntime:
         return MemoryUse(weights_bytes=self.weights_bytes, device_peak_bytes=peak)
 
     def close(self) -> None:
+        import torch
+
+        if self.model is None:
+            return
         self.model = None
+        if self.device.startswith("cuda"):
+            gc.collect()  # what is in a reference cycle still holds its memory
+            torch.cuda.empty_cache()
 
     def _rows(self, asked: int, positions: int) -> int:
         """Rows of a batch whose logits stay below 512 MB."""
@@ -231,12 +244,17 @@ class TransformersRuntime:
 
 
 class _StopStrings:
-    """Ends a row of a batch once its answer contains a stop string."""
+    """Ends a row of a batch once its answer contains a stop string, and knows where: padding follows."""
 
     def __init__(self, tokenizer: Any, stops: Sequence[str], prompt: int) -> None:
         self._tokenizer, self._stops, self._prompt = tokenizer, [stop for stop in stops if stop], prompt
         # A token is a byte or more, so that many tokens hold any stop string; a few more for special ones.
         self._tail = max((len(stop.encode()) for stop in self._stops), default=0) + 4
+        self._ended: dict[int, int] = {}
+
+    def end(self, row: int) -> int | None:
+        """Tokens of a row, prompt and its padding included, once a stop string ended it; None when none did."""
+        return self._ended.get(row)
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         import torch
@@ -246,6 +264,8 @@ class _StopStrings:
             tail = input_ids[:, max(self._prompt, input_ids.shape[1] - self._tail) :]
             texts = self._tokenizer.batch_decode(tail, skip_special_tokens=True)
             done = [any(stop in text for stop in self._stops) for text in texts]
+            for row in (row for row, stopped in enumerate(done) if stopped):
+                self._ended.setdefault(row, input_ids.shape[1])
         return torch.tensor(done, device=input_ids.device)
 
 
@@ -282,6 +302,21 @@ class _CudaClock:
 
     def milliseconds(self, first: Any, second: Any) -> float:
         return float(first.elapsed_time(second))
+
+
+def _forget_generation_defaults(model: Any) -> None:
+    """Keep of the folder's generation configuration the special tokens alone.
+
+    transformers fills whatever a call leaves open from it, such as a repetition penalty, even where the call brings a
+    configuration of its own; answers of different folders and engines could not be compared.
+    """
+    from transformers import GenerationConfig
+
+    own = getattr(model, "generation_config", None)
+    if own is not None:
+        model.generation_config = GenerationConfig(
+            bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+        )
 
 
 def _restart_peak(device: str) -> int | None:

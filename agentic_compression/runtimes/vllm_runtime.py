@@ -37,6 +37,7 @@ from agentic_compression.runtimes.interface import (
 )
 from agentic_compression.runtimes.limits import check_answer_fits, check_pairs, check_windows, document_score
 from agentic_compression.runtimes.tokenizer import bos_of, end_ids, load_tokenizer
+from agentic_compression.runtimes.vllm_schemes import check_vllm_loads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,16 +55,17 @@ class VllmRuntime:
 
     Raises:
         UnavailableError: when vLLM is not installed or there is no GPU.
-        ModelError: when vLLM cannot load the folder.
+        ModelError: when vLLM cannot load the folder; what our manifest tells is checked before vLLM is loaded.
     """
 
     name = "vllm"
 
     def __init__(self, path: str | Path, *, device: str = "cuda:0") -> None:
+        folder = Path(path)
+        check_vllm_loads(folder)
         _require(device)
         import torch
 
-        folder = Path(path)
         self._vllm: Any = importlib.import_module("vllm")
         self.tokenizer: Any = load_tokenizer(folder)
         self._free_before = int(torch.cuda.mem_get_info()[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from agentic_compression.methods.qlora import QloraConfig
 from agentic_compression.methods.rtn import RtnConfig
 from agentic_compression.methods.rtn import apply as rtn
 from agentic_compression.methods.training_adapters import adapter_steps
-from tests.unit.methods.tiny_models import logits, tiny_model
+from tests.unit.methods.tiny_models import built_model, logits, tiny_model
 from tests.unit.methods.training_windows import training_context
 
 
@@ -54,11 +55,20 @@ def low_rank(kind: str) -> Any:
     return model
 
 
+def without_second_block() -> Any:
+    model = built_model("llama", blocks=4)
+    del model.model.layers[1]
+    model.config.num_hidden_layers = 3
+    for index, block in enumerate(model.model.layers):
+        block.self_attn.layer_idx = index
+    return model
+
+
 @pytest.mark.parametrize("kind", ["llama", "biases", "tied", "odd"])
 def test_merged_model_is_the_trained_one(kind: str) -> None:
     model = sparse(kind)
     model.model.layers[0].mlp.up_proj.weight.data += 0.01  # one dense linear, PEFT's own layer
-    tuner = lora._inject(model, LoraConfig(rank=8, alpha=16), seed=0)
+    tuner = lora._inject(model, LoraConfig(rank=8), seed=0)
     assert type(model.model.layers[0].mlp.up_proj) is PeftLinear
     assert type(model.model.layers[1].mlp.up_proj) is MaskedLora
     for index, (parameter, _) in enumerate(lora._parameters(model).values()):
@@ -74,7 +84,7 @@ def test_masked_forward_is_the_formula() -> None:
     model = sparse("biases")
     weight = model.model.layers[0].self_attn.q_proj.weight.detach().clone()
     bias = model.model.layers[0].self_attn.q_proj.bias.detach().clone()
-    lora._inject(model, LoraConfig(rank=8, alpha=32), seed=0)
+    lora._inject(model, LoraConfig(rank=8), seed=0)
     layer = model.model.layers[0].self_attn.q_proj
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     with torch.no_grad():
@@ -167,7 +177,9 @@ def test_adapters_train_and_the_base_stays(method: str, kind: str) -> None:
 def test_adapters_start_from_what_quantization_lost() -> None:
     model = rtn(tiny_model("llama"), RtnConfig(bits=2, group_size=32), CompressionContext()).model
     before = distance(model, tiny_model("llama"))
-    qlora._adapt(model, tiny_model("llama"), QloraConfig(rank=64))
+    adapted = qlora._attach(model, rank=64)
+    assert distance(model, tiny_model("llama")) == before
+    assert qlora._started(adapted, qlora.originals_of(model, tiny_model("llama")), 1.0, lambda: 0.5) == []
     assert distance(model, tiny_model("llama")) < 1e-3 * before  # full rank: nothing is lost
     for module in model.modules():
         if isinstance(module, AdaptedLinear) and module.out_features >= 64:
@@ -175,8 +187,63 @@ def test_adapters_start_from_what_quantization_lost() -> None:
             assert 0.99 < float(size) < 1.01
     unchanged = rtn(tiny_model("llama"), RtnConfig(bits=2, group_size=32), CompressionContext()).model
     expected = logits(unchanged)
-    qlora._adapt(unchanged, None, QloraConfig(start="zero"))
+    assert qlora._started(qlora._attach(unchanged, rank=8), {}, 1.0, lambda: 0.5)[0].startswith("adapters start at zero")
     assert torch.equal(logits(unchanged), expected)
+
+
+def test_residuals_are_those_of_the_blocks_that_were_kept() -> None:
+    """After blocks are dropped the names of those behind them are other blocks' names in the uncompressed model."""
+    base, model = built_model("llama", blocks=4), without_second_block()
+    before = logits(model)
+    model = rtn(model, RtnConfig(bits=3, group_size=32), CompressionContext()).model
+    originals = qlora.originals_of(model, base)
+    assert originals["model.layers.1.mlp.up_proj"] is base.model.layers[2].mlp.up_proj
+    lost = float((logits(model) - before).norm())
+    assert qlora._started(qlora._attach(model, rank=64), originals, 1.0, lambda: 0.5) == []
+    assert float((logits(model) - before).norm()) < 1e-2 * lost
+
+
+def test_a_residual_that_is_no_rounding_error_is_not_taken() -> None:
+    model = tiny_model()
+    model.model.layers[0].mlp.up_proj.weight.data *= 3  # as another stage may scale a weight
+    model = rtn(model, RtnConfig(bits=4, group_size=32), CompressionContext()).model
+    adapted = qlora._attach(model, rank=8)
+    notes = qlora._started(adapted, qlora.originals_of(model, tiny_model()), 1.0, lambda: 0.5)
+    assert notes == ["1 of 14 adapters start at zero: no uncompressed weight resembles the quantized one"]
+    zero = [name for name, layer in adapted.items() if not layer.up.weight.any()]
+    assert zero == ["model.layers.0.mlp.up_proj"]
+
+
+def test_a_start_that_makes_the_model_worse_is_not_kept() -> None:
+    """Scales that a norm took over look like small residuals, and are none."""
+    model = built_model("llama")
+    for block in model.model.layers:
+        scales = 1 + 0.45 * torch.rand(48, generator=torch.Generator().manual_seed(0))
+        block.input_layernorm.weight.data /= scales
+        for linear in (block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj):
+            linear.weight.data *= scales
+    model = rtn(model, RtnConfig(bits=8, group_size=32), CompressionContext()).model
+    before = logits(model)
+    context = training_context(lambda: built_model("llama"))
+    random_state = torch.get_rng_state()
+    result = qlora.apply(model, steps(QloraConfig(), 0), context)
+    assert any("from what quantization lost, the held-out loss is" in note for note in result.notes)
+    assert torch.equal(logits(result.model), before)
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_adapters_after_dropped_blocks_leave_no_worse_model() -> None:
+    def made(start: str) -> tuple[float, float]:
+        model = rtn(without_second_block(), RtnConfig(bits=4, group_size=32), CompressionContext()).model
+        context = training_context(lambda: built_model("llama", blocks=4))
+        notes = qlora.apply(model, steps(QloraConfig(start=start, learning_rate=0.001), 20), context).notes
+        losses = re.search(r"held-out loss (?:a token )?(?:of )?([\d.]+)(?:;| before, ([\d.]+) after)", notes[-1])
+        assert losses is not None
+        return float(losses[1]), float(losses[2] or losses[1])
+
+    unchanged, _ = made("zero")
+    first, last = made("residual")
+    assert last <= first <= unchanged
 
 
 def test_qlora_without_quantized_layers_is_an_error() -> None:

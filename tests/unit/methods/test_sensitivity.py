@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from agentic_compression.errors import CompressionError
 from agentic_compression.methods.interface import CompressionContext
@@ -45,6 +46,24 @@ def test_divergence_is_that_of_whole_models_and_the_model_is_left_as_it_was() ->
         assert found > 1e-4
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert "forward" not in vars(model.model.layers[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["bloom", "mpt"])
+def test_blocks_that_return_tuples_are_passed(kind: str) -> None:
+    names = {"d_model": 48, "n_heads": 4, "n_layers": 5} if kind == "mpt" else {"n_layer": 5, "n_head": 4}
+    config = AutoConfig.for_model(kind, vocab_size=258, hidden_size=48, bos_token_id=0, eos_token_id=1, **names)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    divergence = Divergence(model, text())
+    name, linear = next(pair for pair in target_linears(model) if ".4." in pair[0])
+    found = divergence.of_weight(4, linear, linear.weight * 3)
+    windows = text()
+    before = [model(input_ids=window).logits[0].double().log_softmax(-1) for window in windows]
+    linear.weight.data *= 3
+    after = [model(input_ids=window).logits[0].double().log_softmax(-1) for window in windows]
+    total = sum(float((p.exp() * (p - q)).sum()) for p, q in zip(before, after, strict=True))
+    assert found == pytest.approx(total / sum(map(len, before)), rel=1e-3), name
 
 
 def test_gradients_are_those_of_drawn_tokens() -> None:

@@ -116,7 +116,7 @@ def test_greedy_generation_equals_transformers(dense: TransformersRuntime, exact
     letters = [letter for answer in expected for letter in answer.text[2:] if letter.isascii() and letter.isprintable()]
     options = GenerationOptions(new_tokens=12, stop_strings=(letters[0], letters[-1]))
     stopped = dense.generate(prompts, options, 64)
-    assert [answer.text for answer in exact.generate(prompts, options, 64)] == [answer.text for answer in stopped]
+    assert exact.generate(prompts, options, 64) == stopped
     assert [answer.text for answer in stopped] == [
         answer.text.split(letters[0])[0].split(letters[-1])[0] for answer in expected
     ]
@@ -193,14 +193,26 @@ def test_long_texts_of_any_length_are_embedded(tmp_path: Path) -> None:
     """One after another in one runtime, because a larger context takes the place of a smaller one."""
     model = tiny_model()
     model.config.max_position_embeddings = 2048
-    write_llama(model, tmp_path / "model.gguf")
-    model.save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
-    runtime = LlamaCppRuntime(tmp_path, exact=True)
-    reference = TransformersRuntime(tmp_path, threads=1)
+    for name in ("gguf", "dense"):
+        (tmp_path / name).mkdir()
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    write_llama(model, tmp_path / "gguf" / "model.gguf")
+    model.save_pretrained(tmp_path / "dense")
+    runtime = LlamaCppRuntime(tmp_path / "gguf", exact=True)
+    reference = TransformersRuntime(tmp_path / "dense", threads=1)
     for tokens in (513, 521, 601, 640, 701, 768, 769, 1000, 1025, 520, 3000):
         texts = ["abc" * 7, "xyz"[tokens % 3] * (tokens - 1)]  # and BOS
         np.testing.assert_allclose(runtime.embed(texts), reference.embed(texts), atol=1e-5, err_msg=str(tokens))
+    runtime.close()
+
+
+def test_a_held_context_is_replaced_when_it_is_too_small_in_any_respect(gguf_path: Path) -> None:
+    runtime = LlamaCppRuntime(gguf_path)
+    small = runtime._context("generate", 500, outputs=1)
+    assert runtime._context("generate", 300, outputs=1) is small
+    assert runtime._context("generate", 500, outputs=200).options.outputs == 200
+    assert runtime._context("generate", 500, outputs=600).options.batch == 600
+    assert runtime._context("generate", 600, outputs=1).options.tokens == 768
     runtime.close()
 
 

@@ -66,6 +66,23 @@ def test_an_incomplete_character_is_shown_at_the_end() -> None:
     assert stream.finish() == "\N{REPLACEMENT CHARACTER}"
 
 
+class Joined:
+    """A tokenizer whose tokens are these bytes."""
+
+    def __init__(self, *tokens: bytes) -> None:
+        self.tokens = tokens
+
+    def decode(self, ids: list[int], **_: bool) -> str:
+        return b"".join(self.tokens[token] for token in ids).decode(errors="replace")
+
+
+def test_what_is_held_back_to_the_end_is_cut_too() -> None:
+    """A token that completes a stop string and begins a character."""
+    stream = TextStream(Joined(b"xa", "bé".encode()[:2]), ["b", "ab"])
+    assert [stream.push(0), stream.push(1)] == [("x", False), ("", False)]
+    assert stream.finish() == ""
+
+
 def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> dict[int, float]:
     """By the definition: the most likely tokens until their probability reaches ``top_p``."""
     weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)

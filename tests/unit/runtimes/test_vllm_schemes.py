@@ -75,7 +75,10 @@ def test_a_module_without_siblings_in_the_model_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"self_attn.o_proj": W4.model_copy(update={"bits": 3})}, r"0\.self_attn\.o_proj must have 4 or 8 bits.* got 3"),
+        (
+            {"self_attn.o_proj": W4.model_copy(update={"bits": 3})},
+            r"0\.self_attn\.o_proj must have 4 or 8 bits.* got 3",
+        ),
         (
             {"mlp.down_proj": W4.model_copy(update={"group_size": 16})},
             r"0\.mlp\.down_proj must have groups of -1 \(whole rows\), 32, 64 or 128.* got 16",
