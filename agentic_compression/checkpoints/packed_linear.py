@@ -25,6 +25,7 @@ __all__ = ["DEQUANTIZE_FROM_ROWS", "FORMAT", "PackedLinear"]
 # Measured on AVX-512, hidden 256, MLP 768 (docs/decisions.md): below this many rows of x the 4-bit kernel is quicker.
 DEQUANTIZE_FROM_ROWS = 128
 _TILE_ELEMENTS = 1 << 18
+_BOTH_MIDDLES = 16 * 8 + 8  # the kernel subtracts 8 from the codes of either plane
 
 
 class PackedLinear(nn.Module):
@@ -34,7 +35,9 @@ class PackedLinear(nn.Module):
     ``w = scale * (c - z) = (q - 8) * scale + zero`` with ``zero = -z * scale``: 2- and 3-bit codes use the middle of
     the kernel's 16 levels and the zero point does not move. A code of 5 to 8 bits with ``u = c + 128 = 16 h + l`` and
     ``z + 128 = 16 zh + zl`` is ``w = 16 scale * (h - zh) + scale * (l - zl)``: two planes side by side, and ``x`` twice
-    side by side, make one call of the same kernel with one accumulation in float32.
+    side by side, make one call of the same kernel with one accumulation in float32. Only the sum of the two planes'
+    zeros matters there, ``scale * (136 - (z + 128))``, an 8-bit integer times a bfloat16 number: the first plane has it
+    rounded to bfloat16 and the second what that left, which bfloat16 holds exactly.
 
     With few rows of ``x`` (decoding, short prefill) on the CPU the kernel of :mod:`int4_kernel` runs, its activations
     and result rounded to bfloat16; from ``DEQUANTIZE_FROM_ROWS`` rows on, on other devices, and for scales that
@@ -184,13 +187,18 @@ class PackedLinear(nn.Module):
     def _scales(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Scales and integer zero points in nibble units, both float32 ``(planes, groups, rows)``, of a range of rows.
 
-        ``zero`` may have been rounded, but the integer it came from is at most 15 and comes back exactly.
+        What is stored may have been rounded, but the integer it came from is at most 136 and comes back exactly.
         """
         stored = self.scales_and_zeros.view(self.planes, self.groups, -1, self.padded_rows, 2)
         pair = stored[:, :, 0, first:last].to(torch.float32)
         scale = pair[..., 0]
         safe = torch.where(scale == 0, torch.ones_like(scale), scale)
-        return scale, 8 - torch.round(pair[..., 1] / safe)
+        if self.planes == 1:
+            return scale, 8 - torch.round(pair[..., 1] / safe)
+        unsigned = _BOTH_MIDDLES - torch.round(pair[..., 1].sum(dim=0) / safe[1])
+        unsigned = torch.where(scale[1] == 0, 128.0, unsigned)  # rows of padding
+        high = torch.floor(unsigned / 16)
+        return scale, torch.stack((high, unsigned - 16 * high))
 
 
 def _lay_out_codes(layer: PackedLinear, codes: torch.Tensor) -> torch.Tensor:
@@ -223,10 +231,9 @@ def _lay_out_scales(layer: PackedLinear, weight: QuantizedTensor) -> torch.Tenso
     if layer.planes == 1:
         scales, zeros = [scale], [-zero_point * scale]
     else:
-        unsigned = zero_point + 128
-        high = torch.floor(unsigned / 16)
-        scales = [16 * scale, scale]
-        zeros = [(8 - high) * 16 * scale, (8 - (unsigned - 16 * high)) * scale]
+        total = (_BOTH_MIDDLES - (zero_point + 128)) * scale
+        rounded = total.to(torch.bfloat16).to(torch.float32)
+        scales, zeros = [16 * scale, scale], [rounded, total - rounded]
     pairs: Any = torch.stack((torch.stack(scales), torch.stack(zeros)), dim=-1)  # (planes, out, groups, 2)
     pairs = nn.functional.pad(pairs, (0, 0, 0, 0, 0, layer.padded_rows - layer.out_features))
     repeats = layer.padded_group // layer.kernel_group

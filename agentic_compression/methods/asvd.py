@@ -84,7 +84,7 @@ def factorize(weight: Any, rank: int, mean_absolute: Any = None, alpha: float = 
     Args:
         weight: ``(out_features, in_features)``.
         rank: of the product.
-        mean_absolute: mean of ``|x|`` by input, ``(in_features,)``; None weighs all alike.
+        mean_absolute: mean of ``|x|`` by input, ``(in_features,)``; None, or zeros only, weigh all alike.
         alpha: the power.
 
     Returns:
@@ -95,7 +95,7 @@ def factorize(weight: Any, rank: int, mean_absolute: Any = None, alpha: float = 
     from agentic_compression.methods.factorization import truncated_svd
 
     w = weight.to(torch.float64)
-    if mean_absolute is None:
+    if mean_absolute is None or not bool(mean_absolute.any()):
         return truncated_svd(w, rank)
     size = mean_absolute.to(torch.float64)
     scale = size.clamp(min=_SMALLEST_SCALE * float(size.max())).pow(alpha)  # dead inputs must not divide by zero

@@ -67,8 +67,8 @@ def apply(model: Any, config: AutoRoundConfig, context: CompressionContext) -> C
     prefix, _ = blocks_of(model)
     widths = {name: layer.in_features for name, layer in target_linears(model) if name.startswith(f"{prefix}.")}
     rounding = Rounding(config.bits, config.group_size, config.symmetric)
-    tune_blocks(model, dict.fromkeys(widths, rounding), config.iters, context, "autoround")
-    return Compressed(model=model, notes=group_notes(widths.items(), config.group_size))
+    notes = tune_blocks(model, dict.fromkeys(widths, rounding), config.iters, context, "autoround")
+    return Compressed(model=model, notes=(*group_notes(widths.items(), config.group_size), *notes))
 
 
 def tuning_needs(workload: Workload, iters: int) -> Needs:

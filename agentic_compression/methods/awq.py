@@ -15,7 +15,6 @@ covered: embeddings, activations.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -156,8 +155,8 @@ class _Block:
         if name in self._scales:
             scales = self._scales[name]
             moments = moments / scales[:, None] / scales
-        made = round_weight(weight, config, moments if gram.count else None)
-        return replace(made, scale=made.scale.to(stored_scale_dtype(self._linears[name].weight.dtype)))
+        stored = stored_scale_dtype(self._linears[name].weight.dtype)
+        return round_weight(weight, config, moments if gram.count else None, stored)
 
     def notes(self, folds: list[Fold]) -> list[str]:
         """Which linears got no scales."""
@@ -228,40 +227,47 @@ def output_error(difference: torch.Tensor, gram: torch.Tensor) -> float:
     return float(((difference @ gram) * difference).sum())
 
 
-def round_weight(weight: torch.Tensor, config: AwqConfig, gram: torch.Tensor | None) -> QuantizedTensor:
+def round_weight(
+    weight: torch.Tensor, config: AwqConfig, gram: torch.Tensor | None, stored: torch.dtype | None = None
+) -> QuantizedTensor:
     """Round a weight on the grids its groups' extremes, or the search for narrower ranges, give.
 
     Args:
         weight: float32 ``(out_features, in_features)``.
         config: bits, group size, symmetry, clipping and, with ``gram``, rounding.
         gram: mean of ``x xᵀ`` of the inputs; None rounds to nearest over the whole range.
+        stored: type of the scales; None: bfloat16.
     """
     import torch
 
     from agentic_compression.checkpoints.quantized import QuantizedTensor
     from agentic_compression.methods.linear_layers import fitting_group_size
-    from agentic_compression.methods.rounding import grid, round_to_grid
+    from agentic_compression.methods.rounding import grid, round_to_grid, smallest_scale
 
+    stored = stored or torch.bfloat16
+    smallest = smallest_scale(stored)
     rows, columns = weight.shape
     size = fitting_group_size(columns, config.group_size)
     values = weight.view(rows, columns // size, size)
     if gram is not None and config.clip:
-        scale, zero_point = clipped_grid(values, gram, config)
+        scale, zero_point = clipped_grid(values, gram, config, smallest)
     else:
-        scale, zero_point = grid(values, config.bits, config.symmetric)
+        scale, zero_point = grid(values, config.bits, config.symmetric, smallest=smallest)
     if gram is not None and config.rounding == "gptq":
         codes = repaired_codes(weight, gram, scale, zero_point, config.bits)
     else:
         codes = round_to_grid(values, scale[..., None], zero_point[..., None], config.bits)
     return QuantizedTensor(
         codes=codes.reshape(rows, columns).to(torch.int8),
-        scale=scale.to(torch.bfloat16),
+        scale=scale.to(stored),
         zero_point=None if config.symmetric else zero_point.to(torch.int8),
         bits=config.bits,
     )
 
 
-def clipped_grid(values: torch.Tensor, gram: torch.Tensor, config: AwqConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def clipped_grid(
+    values: torch.Tensor, gram: torch.Tensor, config: AwqConfig, smallest: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero point of every group's range times the ratio of 1, 0.95, …, 0.5 that changes the output least.
 
     The change is that of the group alone, ``δw Gₘ δwᵀ`` with the group's part of ``G``.
@@ -270,6 +276,7 @@ def clipped_grid(values: torch.Tensor, gram: torch.Tensor, config: AwqConfig) ->
         values: float32 ``(out_features, groups, group)``.
         gram: mean of ``x xᵀ`` of the inputs.
         config: bits, symmetry.
+        smallest: scale.
     """
     import torch
 
@@ -277,10 +284,10 @@ def clipped_grid(values: torch.Tensor, gram: torch.Tensor, config: AwqConfig) ->
 
     size = values.shape[2]
     blocks = torch.stack([part[:, i * size : (i + 1) * size] for i, part in enumerate(gram.split(size))])
-    scale, zero_point = grid(values, config.bits, config.symmetric)
+    scale, zero_point = grid(values, config.bits, config.symmetric, smallest=smallest)
     least = torch.full_like(scale, float("inf"))
     for ratio in _RATIOS:
-        tried, point = grid(values * ratio, config.bits, config.symmetric)
+        tried, point = grid(values * ratio, config.bits, config.symmetric, smallest=smallest)
         codes = round_to_grid(values, tried[..., None], point[..., None], config.bits)
         change = (codes - point[..., None]) * tried[..., None] - values
         error = (torch.matmul(change.transpose(0, 1), blocks).transpose(0, 1) * change).sum(dim=-1)

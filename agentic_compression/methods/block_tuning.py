@@ -21,7 +21,7 @@ from agentic_compression.methods.block_running import (
 )
 from agentic_compression.methods.layerwise import blocks_of
 from agentic_compression.methods.linear_layers import fitting_group_size
-from agentic_compression.methods.rounding import stored_scale_dtype
+from agentic_compression.methods.rounding import smallest_scale, stored_scale_dtype
 
 if TYPE_CHECKING:
     from agentic_compression.methods.interface import CompressionContext
@@ -74,6 +74,7 @@ class TunedRounding:
         offset: ``V``, ``(out_features, groups, group)``.
         low_factor: α, ``(out_features, groups)`` in [0, 1].
         high_factor: β, likewise.
+        reached: whether any step had a gradient.
     """
 
     def __init__(self, weight: torch.Tensor, rounding: Rounding) -> None:
@@ -86,6 +87,7 @@ class TunedRounding:
         rows, columns = weight.shape
         groups = columns // fitting_group_size(columns, rounding.group_size)
         self._rounding = rounding
+        self.reached = False
         self._stored_for = weight.dtype
         self._values = weight.detach().to(torch.float32).view(rows, groups, -1)
         self._below = -self._values.amin(dim=-1).clamp(max=0)
@@ -100,13 +102,16 @@ class TunedRounding:
         return self.offset, self.low_factor, self.high_factor
 
     @torch.no_grad()
-    def step(self, gradients: tuple[torch.Tensor, ...], rate: float) -> None:
+    def step(self, gradients: tuple[torch.Tensor | None, ...], rate: float) -> None:
         """Move everything by ``rate`` against the sign of its gradient, within the ranges that each has.
 
-        An offset of at most one half rounds a zero to zero, so that pruned weights stay pruned.
+        None stands for the gradient of what the output does not depend on, such as an expert never chosen. An offset of
+        at most one half rounds a zero to zero, so that pruned weights stay pruned.
         """
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.sub_(gradient.sign(), alpha=rate)
+            if gradient is not None:
+                parameter.sub_(gradient.sign(), alpha=rate)
+                self.reached = True
         self.offset.clamp_(-0.5, 0.5)
         self.low_factor.clamp_(0, 1)
         self.high_factor.clamp_(0, 1)
@@ -144,7 +149,8 @@ class TunedRounding:
         span = 2 * torch.maximum(below, above) if self._rounding.symmetric else above + below
         scale = span / (2 * high + 1)
         scale = scale + (scale.to(torch.bfloat16).to(torch.float32) - scale).detach()
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        smallest = smallest_scale(stored_scale_dtype(self._stored_for))
+        scale = torch.where(scale > 0, scale.clamp(min=smallest), torch.ones_like(scale))
         zero_point = torch.zeros_like(scale)
         if not self._rounding.symmetric:
             zero_point = (_round(below / scale) - high - 1).clamp(-high - 1, high)
@@ -159,7 +165,7 @@ def _round(x: torch.Tensor) -> torch.Tensor:
 
 def tune_blocks(
     model: Any, roundings: Mapping[str, Rounding], iters: int, context: CompressionContext, what: str
-) -> None:
+) -> tuple[str, ...]:
     """Replace linears of the decoder blocks by packed ones, block by block, each tuned for what the model did before.
 
     A block is tuned to turn what the quantized blocks before it make into what it made of the original blocks' output.
@@ -170,6 +176,9 @@ def tune_blocks(
         iters: steps a block.
         context: calibration windows, device, seed, windows at once, progress.
         what: name to report progress under.
+
+    Returns:
+        A note for every linear that no calibration token reached.
 
     Raises:
         CompressionError: when there is no calibration data, no list of blocks, or an activation is not finite.
@@ -184,6 +193,7 @@ def tune_blocks(
     original = torch.cat(hidden)
     made = original
     mask = mask.flatten(0, 1).to(original.device)
+    notes: list[str] = []
     for index, block in enumerate(blocks):
         start = f"{prefix}.{index}."
         mine = [name.removeprefix(start) for name in roundings if name.startswith(start)]
@@ -200,7 +210,10 @@ def tune_blocks(
         weights = {f"{name}.weight": rounding.weight().detach() for name, rounding in tuned.items()}
         made = _outputs(copied, weights, made, size, arguments[index])
         for name, rounding in tuned.items():
+            if iters and not rounding.reached:
+                notes.append(f"{start}{name}: no calibration token reached it, rounded to nearest")
             model.set_submodule(start + name, PackedLinear(rounding.quantized(), block.get_submodule(name).bias))
+    return tuple(notes)
 
 
 def tune_block(
@@ -233,7 +246,10 @@ def tune_block(
         weights = {f"{name}.weight": rounding.weight() for name, rounding in tuned.items()}
         output = run_block(block, weights, data.inputs[rows], data.arguments)
         loss = (output - data.targets[rows])[data.mask[rows]].square().mean()
-        gradients = torch.autograd.grad(loss, [part for rounding in tuned.values() for part in rounding.parameters])
+        parameters = [part for rounding in tuned.values() for part in rounding.parameters]
+        gradients: tuple[torch.Tensor | None, ...] = (None,) * len(parameters)
+        if loss.requires_grad:  # it does not where no linear of the block was called
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         for index, rounding in enumerate(tuned.values()):
             rounding.step(gradients[3 * index : 3 * index + 3], (1 - step / iters) / iters)
         told(step + 1)

@@ -17,11 +17,12 @@ from torch import nn
 
 from agentic_compression.checkpoints.packed_linear import PackedLinear
 from agentic_compression.checkpoints.quantized import QuantizedTensor
+from agentic_compression.methods.rounding import smallest_scale
 
 __all__ = ["FakeQuantizedLinear"]
 
 _INSIDE = 0.49
-_SMALLEST_SCALE = {torch.float16: 2.0**-14}  # the smallest normal number of the type that scales are stored in
+_SMALLEST_SCALE = 1e-30
 
 
 class FakeQuantizedLinear(nn.Module):
@@ -50,7 +51,7 @@ class FakeQuantizedLinear(nn.Module):
         self.in_features, self.out_features = packed.in_features, packed.out_features
         self.bits, self.groups, self.scale_dtype = packed.bits, packed.groups, packed.scale_dtype
         scale = weight.scale.to(torch.float32)
-        self.smallest = _SMALLEST_SCALE.get(self.scale_dtype, 1e-30)
+        self.smallest = max(_SMALLEST_SCALE, smallest_scale(self.scale_dtype))
         self.register_buffer("sign", torch.where(scale < 0, -1.0, 1.0), persistent=False)
         self.log_scale = nn.Parameter(scale.abs().clamp(min=self.smallest).log())
         self.zero = None if weight.zero_point is None else nn.Parameter(weight.zero_point.to(torch.float32))

@@ -25,7 +25,7 @@ __all__ = [
 _MULTIPLE = 8
 _ROUNDED_FROM = 64
 
-UNREACHED = "no calibration token reached it, plain singular value decomposition"
+UNREACHED = "no calibration token reached it or its inputs are all zero, plain singular value decomposition"
 
 Factors = Callable[["torch.Tensor", int, "Gram | None"], "tuple[torch.Tensor, torch.Tensor]"]
 """From a weight ``(out_features, in_features)``, a rank and the statistics of its inputs (None: use none), ``down``
@@ -92,7 +92,7 @@ def replace_linear(
     if rank < 1:
         notes.append(f"{name}: {out_features} x {in_features} is too small to save anything, left as is")
         return
-    if gram is not None and gram.count == 0:
+    if gram is not None and not bool(gram.mean_absolute.any()):
         notes.append(f"{name}: {UNREACHED}")
         gram = None
     weight = linear.weight.detach()

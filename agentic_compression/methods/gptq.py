@@ -179,27 +179,29 @@ def _quantize(weight: Any, factor: _Factor, config: GptqConfig) -> Any:
 
     from agentic_compression.checkpoints.quantized import QuantizedTensor
     from agentic_compression.methods.linear_layers import fitting_group_size
-    from agentic_compression.methods.rounding import grid, stored_scale_dtype
+    from agentic_compression.methods.rounding import grid, smallest_scale, stored_scale_dtype
 
     rows, columns = weight.shape
     group = fitting_group_size(columns, config.group_size)
     w = weight.T.to(torch.float32, copy=True, memory_format=torch.contiguous_format)  # a column's weights side by side
+    stored = stored_scale_dtype(weight.dtype)
+    smallest = smallest_scale(stored)
     scale = torch.empty((columns // group, rows), dtype=torch.float32, device=w.device)
     zero_point = torch.empty_like(scale)
     if config.act_order:
         for index in range(columns // group):
             values = w[index * group : (index + 1) * group].T
-            found = grid(values, config.bits, config.symmetric, least_error=config.least_error)
+            found = grid(values, config.bits, config.symmetric, least_error=config.least_error, smallest=smallest)
             scale[index], zero_point[index] = found
         w = w[factor.order]
-    loop = _Columns(config, group, factor, scale, zero_point)
+    loop = _Columns(config, group, factor, (scale, zero_point), smallest)
     loop.quantize(w)
     if config.act_order:
         w = w[torch.argsort(factor.order)]
     w.view(columns // group, group, rows).add_(zero_point[:, None])
     return QuantizedTensor(
         codes=w.to(torch.int8).T.contiguous(),
-        scale=scale.T.to(stored_scale_dtype(weight.dtype)).contiguous(),
+        scale=scale.T.to(stored).contiguous(),
         zero_point=None if config.symmetric else zero_point.T.to(torch.int8).contiguous(),
         bits=config.bits,
     )
@@ -212,14 +214,16 @@ class _Columns:
     to all later columns when the 128 are done, which makes almost all of the work matrix products.
     """
 
-    def __init__(self, config: GptqConfig, group: int, factor: _Factor, scale: Any, zero_point: Any) -> None:
+    def __init__(
+        self, config: GptqConfig, group: int, factor: _Factor, scale_and_zero_point: tuple[Any, Any], smallest: float
+    ) -> None:
         self._config = config
         self._group = group
         self._factor = factor.upper
         self._pivots = factor.upper.diagonal().tolist()
         self._order = factor.order.tolist()
-        self._scale = scale
-        self._zero_point = zero_point
+        self._scale, self._zero_point = scale_and_zero_point
+        self._smallest = smallest
 
     def quantize(self, w: Any) -> None:
         """Replace the ordered weight ``w``, ``(in_features, out_features)``, by its codes less their zero points."""
@@ -267,7 +271,11 @@ class _Columns:
                 values[end - column :].addmm_(self._factor[start:column, end:until].T, owed, alpha=-1)
         index = column // self._group
         self._scale[index], self._zero_point[index] = grid(
-            values.T, self._config.bits, self._config.symmetric, least_error=self._config.least_error
+            values.T,
+            self._config.bits,
+            self._config.symmetric,
+            least_error=self._config.least_error,
+            smallest=self._smallest,
         )
 
     def _round(self, values: Any, error: Any, column: int, pruned: Any) -> None:

@@ -96,15 +96,16 @@ def apply(model: Any, config: MixedPrecisionConfig, context: CompressionContext)
     chosen = dict(zip(options, allocate(list(options.values()), budget), strict=True))
     if config.rounding == "autoround":
         roundings = {name: Rounding(option.bits, option.group_size) for name, option in chosen.items()}
-        tune_blocks(model, roundings, _ITERS, context, "mixed_precision")
+        notes = tune_blocks(model, roundings, _ITERS, context, "mixed_precision")
     else:
+        notes = ()
         _quantize(model, chosen, context)
     used = 8 * sum(option.size_bytes for option in chosen.values()) / weights
     predicted = sum(option.cost for option in chosen.values())
     how = "measured" if _is_measured(config, weights) else "estimated"
     summary = f"{used:.3f} bits a weight, predicted divergence {predicted:.4g} nats a token from {how} sensitivities"
     layers = [f"{name}: {option.bits} bits, groups of {option.group_size}" for name, option in chosen.items()]
-    return Compressed(model=model, notes=(summary, *layers))
+    return Compressed(model=model, notes=(summary, *layers, *notes))
 
 
 def _is_measured(config: MixedPrecisionConfig, weights: int) -> bool:

@@ -160,9 +160,7 @@ def _attach(model: Any, rank: int) -> dict[str, Any]:
     return adapted
 
 
-def _started(
-    adapted: dict[str, Any], originals: dict[str, Any], before: float, loss: Callable[[], float]
-) -> list[str]:
+def _started(adapted: dict[str, Any], originals: dict[str, Any], before: float, loss: Callable[[], float]) -> list[str]:
     """Start from what quantization lost where that is known, unless the model gets worse; returns notes.
 
     What stands under a layer's name may be something else than what was quantized: another stage may have scaled or
@@ -191,9 +189,13 @@ def _started(
     after = loss()
     if not after <= before:
         _reset(adapted)
-        return [f"adapters start at zero: from what quantization lost, the held-out loss is {after:.4g}, not {before:.4g}"]
+        return [
+            f"adapters start at zero: from what quantization lost, the held-out loss is {after:.4g}, not {before:.4g}"
+        ]
     if skipped:
-        return [f"{skipped} of {len(adapted)} adapters start at zero: no uncompressed weight resembles the quantized one"]
+        return [
+            f"{skipped} of {len(adapted)} adapters start at zero: no uncompressed weight resembles the quantized one"
+        ]
     return []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["dequantize_group", "grid", "round_to_grid", "round_up_to_bfloat16", "stored_scale_dtype"]
+__all__ = ["dequantize_group", "grid", "round_to_grid", "round_up_to_bfloat16", "smallest_scale", "stored_scale_dtype"]
 
 _CLIPPING_STEPS = 13
 _CLIPPING_STEP = 0.04
@@ -18,6 +18,15 @@ def stored_scale_dtype(weight_dtype: torch.dtype) -> torch.dtype:
     kernel runs with and what the codes were rounded for are the same numbers.
     """
     return torch.float16 if weight_dtype == torch.float16 else torch.bfloat16
+
+
+def smallest_scale(stored: torch.dtype) -> float:
+    """The least scale there is in a type that scales are stored in.
+
+    Float16 numbers lie 2⁻²⁴ apart near zero, so from 2⁻¹⁷ on it holds all bfloat16 numbers with their 8 bits; a smaller
+    scale would be rounded once more when it is stored, after the codes were computed for it.
+    """
+    return 2.0**-17 if stored == torch.float16 else 0.0
 
 
 def round_up_to_bfloat16(values: torch.Tensor) -> torch.Tensor:
@@ -35,7 +44,7 @@ def round_up_to_bfloat16(values: torch.Tensor) -> torch.Tensor:
 
 
 def grid(
-    values: torch.Tensor, bits: int, symmetric: bool, *, least_error: bool = False
+    values: torch.Tensor, bits: int, symmetric: bool, *, least_error: bool = False, smallest: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero point of groups of weights, from their extremes or from extremes drawn in.
 
@@ -51,18 +60,19 @@ def grid(
         bits: width of a code.
         symmetric: whether the zero point is 0.
         least_error: whether extremes may be clipped.
+        smallest: scale, of groups that are not all zero (see :func:`smallest_scale`).
 
     Returns:
         ``scale`` and ``zero_point``, both float32 ``(…)``; scales are bfloat16 numbers.
     """
-    smallest, largest = values.amin(dim=-1).clamp(max=0), values.amax(dim=-1).clamp(min=0)
-    best = _grid_between(smallest, largest, bits, symmetric)
+    lowest, largest = values.amin(dim=-1).clamp(max=0), values.amax(dim=-1).clamp(min=0)
+    best = _grid_between(lowest, largest, bits, symmetric, smallest)
     if not least_error:
         return best
     least = _rounding_error(values, *best, bits)
     for step in range(1, _CLIPPING_STEPS):
         kept = 1 - _CLIPPING_STEP * step
-        tried = _grid_between(smallest * kept, largest * kept, bits, symmetric)
+        tried = _grid_between(lowest * kept, largest * kept, bits, symmetric, smallest)
         error = _rounding_error(values, *tried, bits)
         better = error < least
         least = torch.where(better, error, least)
@@ -71,16 +81,16 @@ def grid(
 
 
 def _grid_between(
-    smallest: torch.Tensor, largest: torch.Tensor, bits: int, symmetric: bool
+    lowest: torch.Tensor, largest: torch.Tensor, bits: int, symmetric: bool, smallest: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The grid that reaches from the smallest, at most 0, to the largest weight, at least 0."""
+    """The grid that reaches from the lowest, at most 0, to the largest weight, at least 0."""
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    scale = (torch.maximum(largest, -smallest) * 2 if symmetric else largest - smallest) / (high - low)
+    scale = (torch.maximum(largest, -lowest) * 2 if symmetric else largest - lowest) / (high - low)
     scale = scale.to(torch.bfloat16).to(torch.float32)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = torch.where(scale > 0, scale.clamp(min=smallest), torch.ones_like(scale))
     zero_point = torch.zeros_like(scale)
     if not symmetric:
-        zero_point = (torch.round(-smallest / scale) + low).clamp(low, high)
+        zero_point = (torch.round(-lowest / scale) + low).clamp(low, high)
     return scale, zero_point
 
 

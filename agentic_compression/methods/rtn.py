@@ -76,7 +76,7 @@ def quantize(weight: Any, config: RtnConfig) -> Any:
 
     from agentic_compression.checkpoints.quantized import QuantizedTensor
     from agentic_compression.methods.linear_layers import fitting_group_size
-    from agentic_compression.methods.rounding import grid, round_to_grid, stored_scale_dtype
+    from agentic_compression.methods.rounding import grid, round_to_grid, smallest_scale, stored_scale_dtype
 
     rows, columns = weight.shape
     groups = columns // fitting_group_size(columns, config.group_size)
@@ -87,7 +87,9 @@ def quantize(weight: Any, config: RtnConfig) -> Any:
     for start in range(0, rows, step):
         part = slice(start, start + step)
         grouped = weight[part].to(torch.float32).reshape(-1, groups, columns // groups)
-        scales, zeros = grid(grouped, config.bits, config.symmetric, least_error=config.least_error)
+        scales, zeros = grid(
+            grouped, config.bits, config.symmetric, least_error=config.least_error, smallest=smallest_scale(scale.dtype)
+        )
         rounded = round_to_grid(grouped, scales[..., None], zeros[..., None], config.bits)
         codes[part], scale[part], zero_point[part] = rounded.view(-1, columns), scales, zeros
     return QuantizedTensor(

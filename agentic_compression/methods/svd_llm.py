@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from agentic_compression.errors import CompressionError
 from agentic_compression.methods.interface import (
     Compressed,
     CompressionContext,
@@ -28,9 +29,10 @@ from agentic_compression.methods.interface import (
 )
 from agentic_compression.methods.sparsity import PRUNED_BY_SCORE
 
-__all__ = ["METHOD", "SvdLlmConfig", "apply", "factorize"]
+__all__ = ["METHOD", "SvdLlmConfig", "apply", "factorize", "whitener"]
 
 _DAMP = 1e-4
+_STEPS = 4  # of ten times more damping each
 
 
 class SvdLlmConfig(MethodConfig):
@@ -59,12 +61,21 @@ def apply(model: Any, config: SvdLlmConfig, context: CompressionContext) -> Comp
     require_linears(model, "svd_llm")
     notes = [*uncovered_notes(model)]
 
+    shares: list[float] = []
+
     def factors(weight: Any, rank: int, gram: Any) -> Any:
-        return factorize(weight, rank, None if gram is None else gram.matrix)
+        if gram is None:
+            return factorize(weight, rank)
+        lower, share = whitener(gram.matrix)
+        shares.append(share)
+        return _factors(weight, rank, lower)
 
     for layers in walk_blocks(model, context, "svd_llm"):
         while layers:  # nothing holds a replaced weight
+            name = layers[0][0]
             replace_linear(model, layers.pop(0), config.rank_ratio, factors, notes)
+            if shares and shares.pop() > _DAMP:
+                notes.append(f"{name}: too little calibration text for its inputs, damped more than the others")
     return Compressed(model=model, notes=tuple(notes))
 
 
@@ -79,17 +90,48 @@ def factorize(weight: Any, rank: int, gram: Any = None) -> tuple[Any, Any]:
     Returns:
         ``down`` ``(rank, in_features)`` and ``up`` ``(out_features, rank)``, float64.
     """
+    return _factors(weight, rank, None if gram is None else whitener(gram)[0])
+
+
+def whitener(gram: Any) -> tuple[Any, float]:
+    """``L`` of ``G + d·mean(diag G)·I = L Lᵀ``, float64, and the share ``d`` it took; None for a matrix of zeros.
+
+    Inputs that calibration never moved, or only together, would leave the factor singular. Sums in float32 may make the
+    matrix of few tokens with one very large activation indefinite by more than the damping, which then grows tenfold.
+
+    Args:
+        gram: mean of ``x xᵀ`` over the inputs, ``(in_features, in_features)``.
+
+    Raises:
+        CompressionError: when no damping up to 1,000 times the usual is enough.
+    """
+    import torch
+
+    h = gram.to(torch.float64, copy=True)
+    diagonal = h.diagonal().clone()
+    mean = float(diagonal.mean())
+    if mean == 0:
+        return None, _DAMP
+    for step in range(_STEPS):
+        share = _DAMP * 10**step
+        h.diagonal().copy_(diagonal + share * mean)
+        lower, info = torch.linalg.cholesky_ex(h)
+        if not int(info):
+            return lower, share
+    raise CompressionError(
+        f"the second moment of {len(h)} inputs is not positive definite even with {share:g} of its mean diagonal "
+        "added; use more calibration text, or asvd"
+    )
+
+
+def _factors(weight: Any, rank: int, lower: Any) -> tuple[Any, Any]:
     import torch
 
     from agentic_compression.methods.factorization import truncated_svd
 
     w = weight.to(torch.float64)
-    if gram is None:
+    if lower is None:
         return truncated_svd(w, rank)
-    h = gram.to(torch.float64, copy=True)
-    # Inputs that calibration never moved, or only together, would leave the factor singular.
-    h.diagonal().add_(_DAMP * h.diagonal().mean())
-    lower = torch.linalg.cholesky(h)
     down, up = truncated_svd(w @ lower, rank)
     return torch.linalg.solve_triangular(lower, down, upper=False, left=False), up
 

@@ -3,8 +3,9 @@
 The optimizer is AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101). Learning rates are relative: a tensor whose
 values have a root mean square of ``r`` moves by about ``learning_rate * r`` a step (the relative step size of
 Adafactor, Shazeer and Stern 2018, arXiv:1804.04235), so that one value fits models whose weights differ in scale.
-A seeded tenth of the text, in whole windows, is not trained on; the weights with the smallest loss there are what training returns, the
-unchanged ones among the candidates, so that on that text a model never comes out worse than it went in.
+A seeded tenth of the text, in whole windows, is not trained on; the weights with the smallest loss there are what
+training returns, the unchanged ones among the candidates, so that on that text a model never comes out worse than it
+went in.
 """
 
 from __future__ import annotations
@@ -200,9 +201,7 @@ def held_out_loss(
     return _mean_loss(objective, [_moved(batch, context.device) for batch in batches])
 
 
-def _divided(
-    windows: Sequence[torch.Tensor], plan: TrainingPlan
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def _divided(windows: Sequence[torch.Tensor], plan: TrainingPlan) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Pieces to train on and pieces held out."""
     pieces = cut(windows, plan.longest)
     if len(pieces) < 2:

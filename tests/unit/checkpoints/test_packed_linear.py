@@ -57,6 +57,22 @@ def test_codes_come_back_exactly(shape: tuple[int, int, int], bits: int, symmetr
         assert torch.equal(back.zero_point, weight.zero_point)
 
 
+@pytest.mark.parametrize("bits", [5, 8])
+def test_kernel_multiplies_the_weight_that_is_dequantized(bits: int) -> None:
+    """One row at a time: a zero point that was rounded would show where codes lie near it."""
+    weight = random_weight(64, 64, bits, 32, symmetric=False, seed=6)
+    half = 2 ** (bits - 1)
+    points = torch.arange(128).view(64, 2) * 2 * half // 128 - half
+    near = (points.repeat_interleave(32, dim=1) + torch.arange(64) % 3 - 1).clamp(-half, half - 1)
+    weight = dataclasses.replace(weight, zero_point=points.to(torch.int8), codes=near.to(torch.int8))
+    layer = PackedLinear(weight)
+    expected = weight.dequantize()
+    assert torch.equal(layer.dequantize(), expected)
+    found = torch.cat([layer(row[None]) for row in torch.eye(64)]).T
+    levels = (found - expected) / weight.scale.float().repeat_interleave(32, dim=1)
+    assert float(levels.abs().max()) < 0.01
+
+
 def test_large_weight_is_multiplied_in_tiles() -> None:
     quantized = random_weight(1100, 512, 4, 64, symmetric=False)
     layer = PackedLinear(quantized)

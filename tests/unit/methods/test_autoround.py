@@ -141,6 +141,41 @@ def test_bfloat16_models_stay_bfloat16() -> None:
     assert float((logits(made) - logits(tiny_model("llama", torch.bfloat16))).norm() / logits(made).norm()) < 0.1
 
 
+def test_linears_that_no_token_reaches_are_rounded_to_nearest_and_noted() -> None:
+    class Routed(torch.nn.Module):
+        """An expert that is never chosen beside one that always is."""
+
+        def __init__(self, inner: torch.nn.Module, spare: torch.nn.Linear) -> None:
+            super().__init__()
+            self.inner, self.spare = inner, spare
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.spare(x) if float(x.detach().abs().max()) > 1e9 else self.inner(x)  # type: ignore[no-any-return]
+
+    class Skipped(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return x * 1.5
+
+    model = tiny_model()
+    spare = torch.nn.Linear(64, 64, bias=False)
+    expected = quantize(spare.weight.detach(), RtnConfig(bits=4, group_size=32))
+    model.model.layers[0].mlp = Routed(model.model.layers[0].mlp, spare)
+    model.model.layers[1] = Skipped(model.model.layers[1])  # a block of which nothing is called
+    config = AutoRoundConfig(bits=4, group_size=32, iters=20)
+    made = apply(model, config, CompressionContext(calibration=calibration(4)))
+    unreached = [note.partition(":")[0] for note in made.notes if "no calibration token reached it" in note]
+    assert unreached[0] == "model.layers.0.mlp.spare"
+    assert len(unreached) == 1 + 7
+    packed = made.model.model.layers[0].mlp.spare.quantized()
+    assert float((packed.dequantize() - expected.dequantize()).abs().mean()) < 0.01 * float(
+        expected.scale.float().mean()
+    )
+
+
 def test_infinite_activations_are_refused_by_block() -> None:
     model = tiny_model()
     model.model.layers[1].input_layernorm.weight.data[3] = float("nan")

@@ -105,6 +105,25 @@ def test_a_norm_that_something_else_reads_is_left_alone() -> None:
     assert "post_attention_layernorm" in [short(fold)[0] for fold in second]
 
 
+def test_a_norm_that_some_tokens_read_elsewhere_is_left_alone() -> None:
+    """A fold must hold for every token, not for most."""
+    model = tiny_model()
+
+    class LeakOnFew(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            few = (torch.arange(x.shape[1]) % 8 == 0)[:, None]
+            return self.inner(x) + torch.where(few, x, torch.zeros_like(x))  # type: ignore[no-any-return]
+
+    model.model.layers[0].mlp = LeakOnFew(model.model.layers[0].mlp)
+    first, second = folds_of(model)
+    assert "post_attention_layernorm" not in [short(fold)[0] for fold in first]
+    assert "post_attention_layernorm" in [short(fold)[0] for fold in second]
+
+
 @pytest.mark.parametrize("kind", ["llama", "biases", "tied", "gemma", "opt"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_folding_scales_keeps_the_logits(kind: str, dtype: torch.dtype) -> None:

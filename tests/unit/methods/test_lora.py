@@ -90,7 +90,7 @@ def test_masked_forward_is_the_formula() -> None:
     with torch.no_grad():
         b.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     x = torch.randn(7, 64, generator=torch.Generator().manual_seed(1))
-    whole = weight.double() + (weight != 0) * 4.0 * (b.detach().double() @ a.detach().double())
+    whole = weight.double() + (weight != 0) * (b.detach().double() @ a.detach().double())
     torch.testing.assert_close(layer(x).double(), x.double() @ whole.T + bias.double(), rtol=1e-4, atol=1e-4)
 
 
@@ -187,7 +187,9 @@ def test_adapters_start_from_what_quantization_lost() -> None:
             assert 0.99 < float(size) < 1.01
     unchanged = rtn(tiny_model("llama"), RtnConfig(bits=2, group_size=32), CompressionContext()).model
     expected = logits(unchanged)
-    assert qlora._started(qlora._attach(unchanged, rank=8), {}, 1.0, lambda: 0.5)[0].startswith("adapters start at zero")
+    assert qlora._started(qlora._attach(unchanged, rank=8), {}, 1.0, lambda: 0.5)[0].startswith(
+        "adapters start at zero"
+    )
     assert torch.equal(logits(unchanged), expected)
 
 
@@ -200,7 +202,7 @@ def test_residuals_are_those_of_the_blocks_that_were_kept() -> None:
     assert originals["model.layers.1.mlp.up_proj"] is base.model.layers[2].mlp.up_proj
     lost = float((logits(model) - before).norm())
     assert qlora._started(qlora._attach(model, rank=64), originals, 1.0, lambda: 0.5) == []
-    assert float((logits(model) - before).norm()) < 1e-2 * lost
+    assert float((logits(model) - before).norm()) < 5e-2 * lost  # the kernel multiplies in bfloat16
 
 
 def test_a_residual_that_is_no_rounding_error_is_not_taken() -> None:

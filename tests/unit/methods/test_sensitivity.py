@@ -57,10 +57,10 @@ def test_blocks_that_return_tuples_are_passed(kind: str) -> None:
     model = AutoModelForCausalLM.from_config(config).eval()
     divergence = Divergence(model, text())
     name, linear = next(pair for pair in target_linears(model) if ".4." in pair[0])
-    found = divergence.of_weight(4, linear, linear.weight * 3)
+    found = divergence.of_weight(4, linear, linear.weight * 300)
     windows = text()
     before = [model(input_ids=window).logits[0].double().log_softmax(-1) for window in windows]
-    linear.weight.data *= 3
+    linear.weight.data *= 300
     after = [model(input_ids=window).logits[0].double().log_softmax(-1) for window in windows]
     total = sum(float((p.exp() * (p - q)).sum()) for p, q in zip(before, after, strict=True))
     assert found == pytest.approx(total / sum(map(len, before)), rel=1e-3), name

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from agentic_compression.errors import CompressionError
 from agentic_compression.methods import CompressionContext
+from agentic_compression.methods.asvd import AsvdConfig
+from agentic_compression.methods.asvd import apply as apply_scaled
 from agentic_compression.methods.asvd import factorize as factorize_scaled
-from agentic_compression.methods.svd_llm import SvdLlmConfig, apply, factorize
+from agentic_compression.methods.factorization import UNREACHED
+from agentic_compression.methods.layerwise import Gram
+from agentic_compression.methods.svd_llm import SvdLlmConfig, apply, factorize, whitener
 from tests.unit.methods.tiny_models import random_windows, tiny_model
 
 
@@ -70,6 +76,45 @@ def test_fewer_tokens_than_inputs_are_enough() -> None:
     assert bool(torch.isfinite(down).all() & torch.isfinite(up).all())
     relative = output_error((up @ down - weight).numpy(), x.numpy()) / output_error(weight.double().numpy(), x.numpy())
     assert relative < 1e-3  # rank 8 holds all outputs of 8 inputs
+
+
+def test_an_indefinite_second_moment_is_damped_until_it_is_not() -> None:
+    """Sums of few tokens with a very large activation in float32."""
+    gram = torch.tensor([[1.0, 1.001], [1.001, 1.0]])
+    lower, share = whitener(gram)
+    assert share == pytest.approx(1e-2)
+    damped = gram.double() + 1e-2 * torch.eye(2, dtype=torch.float64)
+    torch.testing.assert_close(lower @ lower.T, damped)
+    weight = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    down, up = factorize(weight, 1, gram)
+    assert bool(torch.isfinite(down).all() & torch.isfinite(up).all())
+    with pytest.raises(CompressionError, match=r"2 inputs is not positive definite even with 0\.1 of its mean"):
+        whitener(torch.tensor([[1.0, 5.0], [5.0, 1.0]]))
+
+
+def test_more_damping_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def indefinite(gram: Gram) -> torch.Tensor:
+        lost = torch.linalg.eigvalsh(gram._moments.double())[0] + 1e-3 * gram._moments.diagonal().mean()
+        return gram._moments - lost * torch.eye(len(gram._moments))
+
+    monkeypatch.setattr(Gram, "matrix", property(indefinite))
+    result = apply(tiny_model(), SvdLlmConfig(), CompressionContext(calibration=random_windows()))
+    assert len(result.notes) == 14
+    assert all("damped more than the others" in note for note in result.notes)
+
+
+def test_inputs_that_are_all_zero_count_as_not_reached() -> None:
+    weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(1))
+    plain = factorize(weight, 4)
+    for other in (factorize(weight, 4, torch.zeros(16, 16)), factorize_scaled(weight, 4, torch.zeros(16))):
+        assert torch.equal(other[1] @ other[0], plain[1] @ plain[0])
+    model = tiny_model()
+    model.model.layers[0].mlp.up_proj.weight.data.zero_()  # what down_proj reads is zero
+    for method in (apply, apply_scaled):
+        config = SvdLlmConfig() if method is apply else AsvdConfig()
+        result = method(copy.deepcopy(model), config, CompressionContext(calibration=random_windows()))
+        assert result.notes == (f"model.layers.0.mlp.down_proj: {UNREACHED}",)
+        assert all(bool(torch.isfinite(parameter).all()) for parameter in result.model.parameters())
 
 
 def test_linears_of_every_shape_keep_at_most_the_ratio() -> None:

@@ -213,10 +213,37 @@ def test_every_window_is_seen_once_a_pass_and_resuming_finds_the_same_steps(
 def test_long_windows_are_cut_and_a_tenth_is_held_out() -> None:
     pieces = cut([torch.arange(25)[None], torch.arange(13)[None]], 10)
     assert [len(piece) for piece in pieces] == [10, 10, 10]
-    mine, held = hold_out([torch.full((2,), index) for index in range(40)], 100, seed=0)
+    mine, held = hold_out([torch.full((2,), index) for index in range(40)], 10, 100, seed=0)
     assert (len(mine), len(held)) == (36, 4)
     assert sorted(int(window[0]) for window in (*mine, *held)) == list(range(40))
-    assert len(hold_out(mine, 2, seed=0)[1]) == 2
+    assert len(hold_out(mine, 10, 2, seed=0)[1]) == 2
+
+
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=2, max_size=30),
+    longest=st.integers(8, 40),
+    most=st.integers(1, 5),
+    seed=st.integers(0, 3),
+)
+def test_whole_windows_are_held_out(lengths: list[int], longest: int, most: int, seed: int) -> None:
+    """No piece that is trained on comes from a window of which another piece is held out."""
+    windows = [torch.full((1, length), index) for index, length in enumerate(lengths)]
+    pieces = cut(windows, longest)
+    if len({int(piece[0]) for piece in pieces}) < 2:
+        return
+    mine, held = hold_out(windows, longest, most, seed)
+    trained, judged = ({int(piece[0]) for piece in side} for side in (mine, held))
+    assert trained
+    assert judged
+    assert not trained & judged
+    assert sorted(map(len, [*mine, *held])) == sorted(map(len, pieces))
+    shortest = min(len(cut([window], longest)) for window in windows if window.shape[1] > 1)
+    assert len(held) <= max(shortest, min(most, len(pieces) // 10))
+
+
+def test_a_single_long_window_is_divided() -> None:
+    mine, held = hold_out([torch.arange(100)[None]], 10, 100, seed=0)
+    assert (len(mine), len(held)) == (9, 1)
 
 
 def test_the_rate_warms_up_and_falls_like_a_cosine() -> None:
