@@ -78,10 +78,11 @@ def main() -> None:
         folders = build(Path(root), [name for name in CANDIDATES if arguments.only in name])
         rates: dict[str, list[float]] = {name: [] for name in folders}
         bandwidth = 0.0
-        for _ in range(arguments.rounds):
+        for number in range(arguments.rounds):
             bandwidth = max(bandwidth, float(run(_BANDWIDTH, "BANDWIDTH", str(arguments.threads))[0]))
             for name, folder in folders.items():
                 rates[name].append(time_one(folder, arguments.threads))
+                print(f"round {number + 1}: {name}: {rates[name][-1]:.1f} tokens/s", file=sys.stderr, flush=True)
         rows = [row(name, folder, rates[name], bandwidth) for name, folder in folders.items()]
     document = {"threads": arguments.threads, "bandwidth_gb_per_s": bandwidth / 1e9, "rows": relate(rows)}
     if arguments.output:
@@ -125,6 +126,9 @@ def widen(base: Path, folder: Path) -> Path:
     """The same model stored in float32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)

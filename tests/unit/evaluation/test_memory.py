@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 
@@ -19,8 +20,10 @@ needs_proc = pytest.mark.skipif(
 
 
 def touch(megabytes: int) -> None:
-    block = bytearray(megabytes * MEGABYTE)
-    block[::4096] = b"x" * len(block[::4096])
+    """Use so much memory of its own for a moment: pages of a new mapping, not of the heap that earlier tests left."""
+    with mmap.mmap(-1, megabytes * MEGABYTE) as pages:
+        for offset in range(0, len(pages), mmap.PAGESIZE):
+            pages[offset] = 1
 
 
 @needs_proc
