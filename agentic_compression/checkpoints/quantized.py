@@ -14,7 +14,7 @@ from agentic_compression.checkpoints.manifest import PackedModule
 __all__ = ["QuantizedTensor", "pack", "packed_names", "quantization_config", "unpack"]
 
 _DEQUANTIZED_AT_ONCE = 1 << 20
-_PACKED_AT_ONCE = 1 << 18
+_PACKED_AT_ONCE = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ def unpack(tensors: dict[str, torch.Tensor], bits: int) -> QuantizedTensor:
     scale = tensors["weight_scale"]
     packed = tensors["weight_packed"]
     # By rows: the library's unpacking needs about 20 bytes a code, which for a whole layer would set the memory peak.
-    rows = max(1, _PACKED_AT_ONCE // shape[1])
+    # A small share of the layer at once, so that small models pay little and large ones need few rounds.
+    rows = max(1, max(_PACKED_AT_ONCE, shape.numel() // 64) // shape[1])
     codes = torch.empty(shape, dtype=torch.int8)
     for start in range(0, shape[0], rows):
         part = packed[start : start + rows]
