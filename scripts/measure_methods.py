@@ -208,6 +208,7 @@ def table(document: dict[str, Any]) -> str:
         "that must be shipped. Memory is the growth of a fresh process that loads and serves the checkpoint, peak that "
         "of the process that compresses. Perplexity ratios are to the baseline's.",
         "",
+        *([document["note"], ""] if "note" in document else []),
         "| strategy | bytes | of baseline | accuracy | perplexity | ratio | tokens/s | runtime | memory MB "
         "| compress s | peak MB | reload |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
