@@ -1,6 +1,6 @@
-"""Decoding speed of a 125-million-parameter model as it is deployed, and where the speed comes from.
+"""Decoding speed of a model as it is deployed, and where the speed comes from.
 
-    python -m benchmarks.deployed_decode [--output FILE.json] [--threads 2] [--only TEXT]
+    python -m benchmarks.deployed_decode [--size 125m] [--output FILE.json] [--threads 2] [--only TEXT ...]
 
 The weights are random: speed and bytes do not depend on their values. Every candidate is compressed by the package,
 then each round loads every candidate in a fresh process and times decoding through its own runtime; the figure is the
@@ -69,13 +69,15 @@ print("BANDWIDTH", best)
 def main() -> None:
     """Build the candidates, time them, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--size", default="125m", help="of scripts/make_random_model.py")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", nargs="*", default=[], help="parts of the candidates' names")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="acf-decode-") as root:
-        folders = build(Path(root), [name for name in CANDIDATES if arguments.only in name])
+        wanted = [name for name in CANDIDATES if not arguments.only or any(part in name for part in arguments.only)]
+        folders = build(Path(root), arguments.size, wanted)
         rates: dict[str, list[float]] = {name: [] for name in folders}
         bandwidth = 0.0
         for number in range(arguments.rounds):
@@ -84,19 +86,20 @@ def main() -> None:
                 rates[name].append(time_one(folder, arguments.threads))
                 print(f"round {number + 1}: {name}: {rates[name][-1]:.1f} tokens/s", file=sys.stderr, flush=True)
         rows = [row(name, folder, rates[name], bandwidth) for name, folder in folders.items()]
-    document = {"threads": arguments.threads, "bandwidth_gb_per_s": bandwidth / 1e9, "rows": relate(rows)}
+    sizes = {"size": arguments.size, "threads": arguments.threads}
+    document = {**sizes, "bandwidth_gb_per_s": bandwidth / 1e9, "rows": relate(rows)}
     if arguments.output:
         arguments.output.write_text(json.dumps(document, indent=1) + "\n")
     print(table(document))
 
 
-def build(root: Path, names: list[str]) -> dict[str, Path]:
+def build(root: Path, size: str, names: list[str]) -> dict[str, Path]:
     """One folder a candidate."""
     from agentic_compression.methods import CompressionRequest, compress
     from agentic_compression.records import Strategy
 
     base = root / "base"
-    subprocess.run([sys.executable, str(ROOT / "scripts" / "make_random_model.py"), "125m", str(base)], check=True)
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "make_random_model.py"), size, str(base)], check=True)
     texts = ROOT / "agentic_compression" / "demo" / "data" / "train_sample.jsonl"
     folders = {}
     for name in names:
@@ -195,7 +198,8 @@ def relate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def table(document: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
-        f"{document['threads']} threads, measured read bandwidth {document['bandwidth_gb_per_s']:.1f} GB/s",
+        f"{document['size']} model, {document['threads']} threads, "
+        f"measured read bandwidth {document['bandwidth_gb_per_s']:.1f} GB/s",
         "",
         "| candidate | weights MB | MB read a token | tokens/s | over torch float32 | over GGUF F16 | of the floor |",
         "|---|---|---|---|---|---|---|",
