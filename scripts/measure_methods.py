@@ -1,6 +1,6 @@
 """Take a model through every compression method and write what came of it as a table.
 
-    python scripts/measure_methods.py demo demo docs/measurements/methods_demo.json
+    python scripts/measure_methods.py demo demo docs/measurements/methods_demo.json --threads 1 --steps 60
     python scripts/measure_methods.py MODEL_FOLDER TEXTS.jsonl docs/measurements/methods_stories260k.json
 
 The rows are kept in the JSON file as they are measured: run again, it goes on where it stopped. Beside it a Markdown
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -81,13 +82,15 @@ def main() -> None:
     parser.add_argument("--only", help="strategies that contain this text")
     parser.add_argument("--limit", type=int, default=300, help="items a task")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--steps", type=int, default=None, help="training steps of every healing stage")
     arguments = parser.parse_args()
     rows = json.loads(arguments.output.read_text())["rows"] if arguments.output.exists() else []
     with tempfile.TemporaryDirectory(prefix="acf-measure-") as root:
         os.environ["ACF_HOME"] = root
         bench = Measurements(arguments)
         done = {row["strategy"] for row in rows}
-        wanted = [text for text in STRATEGIES if text not in done and (arguments.only or "") in text]
+        listed = [with_steps(text, arguments.steps) for text in STRATEGIES]
+        wanted = [text for text in listed if text not in done and (arguments.only or "") in text]
         for number, text in enumerate(wanted, start=1):
             row = bench.measure(text)
             rows.append(row)
@@ -102,6 +105,11 @@ def main() -> None:
             }
             arguments.output.write_text(json.dumps(document, indent=1) + "\n")
     arguments.output.with_suffix(".md").write_text(table(json.loads(arguments.output.read_text())))
+
+
+def with_steps(text: str, steps: int | None) -> str:
+    """The strategy with the number of steps written into its training stages."""
+    return text if steps is None else re.sub(r"(distill|lora)(?=$| \|)", rf"\1:steps={steps}", text)
 
 
 class Measurements:
