@@ -1,6 +1,6 @@
 """Take a model through every compression method and write what came of it as a table.
 
-    python scripts/measure_methods.py demo demo docs/measurements/methods_demo.json --threads 1 --steps 60
+    python scripts/measure_methods.py demo demo docs/measurements/methods_demo.json --threads 1 --steps 100
     python scripts/measure_methods.py MODEL_FOLDER TEXTS.jsonl docs/measurements/methods_stories260k.json
 
 The rows are kept in the JSON file as they are measured: run again, it goes on where it stopped. Beside it a Markdown
