@@ -159,6 +159,11 @@ class Nf4Linear(nn.Module):
         )
 
     @property
+    def only_here(self) -> bool:
+        """Whether plain transformers cannot be relied on: bitsandbytes' CPU kernel needs rows of whole blocks."""
+        return bool(self.in_features % BLOCK)
+
+    @property
     def representation(self) -> Nf4Module:
         """The manifest's entry."""
         return Nf4Module(double_quant=self.absmax_codes is not None)

@@ -137,3 +137,8 @@ def test_casting_the_model_leaves_the_weight_alone() -> None:
 def test_no_rows_at_all() -> None:
     for shape in ((64, 64), (64, 172)):
         assert Nf4Linear(weight_of(shape))(torch.zeros(2, 0, shape[1])).shape == (2, 0, shape[0])
+
+
+def test_rows_of_broken_blocks_are_not_promised_to_plain_transformers() -> None:
+    assert not Nf4Linear(weight_of((32, 128))).only_here
+    assert Nf4Linear(weight_of((32, 172))).only_here
