@@ -33,7 +33,31 @@ class Settings(BaseSettings):
     grid_country: str = Field(
         default="USA", pattern=r"^[A-Z]{3}$", validation_alias="ACF_GRID_COUNTRY", description="ISO 3166-1 alpha-3"
     )
+    grid_region: str | None = Field(
+        default=None,
+        pattern=r"^[A-Z]{2}-[A-Z0-9]{2,3}$",
+        validation_alias="ACF_GRID_REGION",
+        description="ISO 3166-2, such as US-CA; taken before the country",
+    )
     grid_grams_per_kwh: float | None = Field(default=None, gt=0, validation_alias="ACF_GRID_GRAMS_PER_KWH")
+    pue: float = Field(
+        default=1.0,
+        ge=1,
+        validation_alias="ACF_PUE",
+        description="power usage effectiveness: energy of the building over that of its machines",
+    )
+    electricity_price: float | None = Field(
+        default=None, ge=0, validation_alias="ACF_ELECTRICITY_PRICE", description="a kWh; no costs when not set"
+    )
+    electricity_currency: str = Field(
+        default="USD", pattern=r"^[A-Z]{3}$", validation_alias="ACF_ELECTRICITY_CURRENCY", description="ISO 4217"
+    )
+    gpu_watts: float | None = Field(
+        default=None,
+        gt=0,
+        validation_alias="ACF_GPU_WATTS",
+        description="of a busy GPU; used where nothing can read the GPU's energy",
+    )
 
     @property
     def root(self) -> Path:

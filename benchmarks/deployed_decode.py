@@ -1,6 +1,6 @@
 """Decoding speed of a model as it is deployed, and where the speed comes from.
 
-    python -m benchmarks.deployed_decode [--size 125m] [--output FILE.json] [--threads 2] [--only TEXT ...]
+    python -m benchmarks.deployed_decode [--size 125m] [--output FILE.json] [--threads 2] [--only NAME ...]
 
 The weights are random: speed and bytes do not depend on their values. Every candidate is compressed by the package,
 then each round loads every candidate in a fresh process and times decoding through its own runtime; the figure is the
@@ -54,15 +54,10 @@ rates = [1000 * (new - 1) / (run.request_ms - run.first_token_ms) for run in run
 print("RATES", json.dumps(rates), runtime.weights_bytes)
 """
 _BANDWIDTH = """
-import sys, time, torch
-torch.set_num_threads(int(sys.argv[1]))
-values = torch.ones(1 << 28)  # 1 GiB, far beyond the caches
-best = 0.0
-for _ in range(5):
-    start = time.perf_counter()
-    values.sum()
-    best = max(best, values.nbytes / (time.perf_counter() - start))
-print("BANDWIDTH", best)
+import sys
+from agentic_compression.runtimes.machine_speed import reading_bandwidth, with_threads
+with with_threads(int(sys.argv[1])):
+    print("BANDWIDTH", reading_bandwidth())
 """
 
 
@@ -73,10 +68,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=[], help="parts of the candidates' names")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these candidates only")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="acf-decode-") as root:
-        wanted = [name for name in CANDIDATES if not arguments.only or any(part in name for part in arguments.only)]
+        wanted = [name for name in CANDIDATES if not arguments.only or name in arguments.only]
         folders = build(Path(root), arguments.size, wanted)
         rates: dict[str, list[float]] = {name: [] for name in folders}
         bandwidth = 0.0
@@ -155,20 +150,16 @@ def time_one(folder: Path, threads: int) -> float:
 
 
 def bytes_per_token(folder: Path) -> int:
-    """Bytes of the weights that decoding one token reads: all but an input embedding that is not also the output's."""
-    gguf = folder / "model.gguf"
-    if gguf.is_file():
-        from gguf import GGUFReader
+    """Bytes of the weights that decoding one token reads."""
+    from agentic_compression.runtimes.select import llama_file
+    from agentic_compression.runtimes.token_costs import cost_of_gguf, cost_of_model
 
-        tensors = {tensor.name: int(tensor.n_bytes) for tensor in GGUFReader(str(gguf)).tensors}
-        if "output.weight" in tensors:
-            tensors.pop("token_embd.weight")
-        return sum(tensors.values())
+    file = llama_file(folder)
+    if file is not None:
+        return cost_of_gguf(file).bytes_read
     from agentic_compression.checkpoints import load_checkpoint
 
-    loaded = load_checkpoint(folder)
-    tied = loaded.model.get_input_embeddings().weight is loaded.model.get_output_embeddings().weight
-    return loaded.weights_bytes - (0 if tied else loaded.model.get_input_embeddings().weight.nbytes)
+    return cost_of_model(load_checkpoint(folder).model).bytes_read
 
 
 def row(name: str, folder: Path, rates: list[float], bandwidth: float) -> dict[str, Any]:

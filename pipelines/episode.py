@@ -24,5 +24,5 @@ def compression_episode(study: StudyConfig) -> None:
     dataset, _ = validate_data(study=study)
     plan = llm_plan(study=study, spec=spec, dataset=dataset)
     compressed = compress(study=study, spec=spec, dataset=dataset, plan=plan)
-    evaluated = evaluate(study=study, dataset=dataset, compressed=compressed)
+    evaluated = evaluate(study=study, dataset=dataset, plan=plan, compressed=compressed)
     update_frontier(study=study, plan=plan, compressed=compressed, evaluated=evaluated)

@@ -122,7 +122,13 @@ def _load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         return None
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except MemoryError:
+        raise
+    except Exception as error:  # the tokenizers library raises plain Exception for a file it cannot parse
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ModelError(f"the tokenizer of {folder} must be readable, got {reason}; copy it again") from error
 
 
 def _load_own(folder: Path, manifest: CheckpointManifest, dtype: torch.dtype | None) -> Any:

@@ -70,7 +70,9 @@ def save_checkpoint(
     modules = _representations(model)
     aliases = _aliases(model)
     standard = _standard(modules)
-    loads_elsewhere = standard is not None and not any(getattr(module, "only_here", False) for module in model.modules())
+    loads_elsewhere = standard is not None and not any(
+        getattr(module, "only_here", False) for module in model.modules()
+    )
     loads_with = ("acf", "transformers") if loads_elsewhere else ("acf",)
     manifest = CheckpointManifest(
         base_digest=origin.base_digest,

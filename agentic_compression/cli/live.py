@@ -110,13 +110,15 @@ class LiveView:
         seconds = time.monotonic() - self._episode_begun
         if record.objectives is None:
             reason = escape(record.error or "")
-            self._console.print(f"  [red]{record.status}[/] after {seconds:.0f} s: {reason}", highlight=False)
+            colour = "cyan" if record.status == "rejected" else "red"
+            self._console.print(f"  [{colour}]{record.status}[/] after {seconds:.0f} s: {reason}", highlight=False)
             return
         goals = record.objectives
+        kept = f" ({record.report.accuracy.value:.3f} on the report items)" if record.report else ""
         self._console.print(
-            f"  accuracy {goals.accuracy:.3f}, {goals.latency_ms:.1f} ms, {goals.memory_gb * 1000:.1f} MB in memory, "
-            f"{goals.model_size_gb * 1000:.2f} MB on disk, {goals.co2_grams:.3g} g CO2e, "
-            f"{seconds:.0f} s{' (known already)' if record.reused else ''}",
+            f"  accuracy {goals.accuracy:.3f}{kept}, {goals.latency_ms:.1f} ms, "
+            f"{goals.memory_gb * 1000:.1f} MB in memory, {goals.model_size_gb * 1000:.2f} MB on disk, "
+            f"{goals.co2_grams:.3g} g CO2e, {seconds:.0f} s{' (known already)' if record.reused else ''}",
             highlight=False,
         )
 

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from agentic_compression import __version__
-from agentic_compression.cli import inspect, maintain, registry, run, work
+from agentic_compression.cli import compare, inspect, maintain, registry, run, work
 from agentic_compression.errors import AcfError
 
 __all__ = ["app", "main"]
@@ -56,6 +56,7 @@ app.command("frontier")(inspect.frontier)
 app.command("analyze")(inspect.analyze)
 app.command("compress")(work.compress)
 app.command("evaluate")(work.evaluate)
+app.command("compare")(compare.compare)
 app.command("rebuild")(work.rebuild)
 app.command("doctor")(maintain.doctor)
 app.command("clean")(maintain.clean)

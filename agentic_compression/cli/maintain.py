@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from agentic_compression.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from agentic_compression.settings import Settings
 
 __all__ = ["clean", "doctor", "env"]
 
@@ -97,6 +100,23 @@ def env() -> None:
         typer.echo(f"export {name}={shlex.quote(value)}")
 
 
+def _grid(settings: Settings) -> str:
+    """The factor with its year and source, or what is wrong with the settings."""
+    from agentic_compression.evaluation.grid import grid_factor
+
+    try:
+        return grid_factor(settings.grid_country, settings.grid_grams_per_kwh, settings.grid_region).text
+    except ConfigurationError as error:
+        return str(error)
+
+
+def _electricity(settings: Settings) -> str:
+    price, pue = settings.electricity_price, f"PUE {settings.pue:g}"
+    if price is None:
+        return f"no price set (ACF_ELECTRICITY_PRICE), {pue}"
+    return f"{price:g} {settings.electricity_currency} a kWh, {pue}"
+
+
 def _facts() -> dict[str, Any]:
     import os
     import platform
@@ -112,7 +132,7 @@ def _facts() -> dict[str, Any]:
 
     settings = get_settings()
     rates = measure_rates(settings.root)
-    counter = select_counter("auto", settings.cpu_watts_per_core)
+    counter = select_counter("auto", settings.cpu_watts_per_core, gpu_watts=settings.gpu_watts)
     existing = next(folder for folder in (settings.root, *settings.root.parents) if folder.is_dir())
     disk = psutil.disk_usage(str(existing))
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -130,7 +150,8 @@ def _facts() -> dict[str, Any]:
         "state root": str(settings.root),
         "methods": [method.name for method in describe_methods() if method.available],
         "methods not available": missing,
-        "energy": f"{counter.source}: {counter.method}",
-        "grid": settings.grid_country,
+        "energy": f"{counter.source}: {counter.method}" + (f" ({counter.reason})" if counter.reason else ""),
+        "grid": _grid(settings),
+        "electricity": _electricity(settings),
         "keys": {name: "set" if value else "not set" for name, value in keys.items()},
     }

@@ -44,8 +44,13 @@ def run(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Items a task: a seeded sample.")] = None,
     benchmark_dir: Annotated[Path | None, typer.Option(help="Folder with local copies of benchmarks.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Only these of the dataset's tasks, separated by commas.")] = None,
     calibration: Annotated[
         str | None, typer.Option(help="Text to calibrate and train on: train, wikitext, or a .jsonl or .txt file.")
+    ] = None,
+    screening: Annotated[
+        bool | None,
+        typer.Option("--screening/--no-screening", help="Reject early what cannot change the frontier; on by default."),
     ] = None,
     max_stages: Annotated[int | None, typer.Option(help="Stages a strategy may have.")] = None,
     detailed: Annotated[bool, typer.Option("-i", "--interactive", help="Live view with every stage.")] = False,
@@ -68,6 +73,7 @@ def run(
 
       acf run --config configs/studies/demo.yaml --episodes +1
     """
+    from agentic_compression.cli.by_hand import task_names
     from agentic_compression.cli.study_file import calibration_source
 
     options: dict[str, Any] = {
@@ -81,8 +87,10 @@ def run(
         "seed": seed,
         "name": name,
         "benchmark_dir": str(benchmark_dir.resolve()) if benchmark_dir else None,
+        "tasks": task_names(tasks) or None,
         "calibration": calibration_source(calibration) if calibration else None,
         "max_stages": max_stages,
+        "screening": screening,
         "trust_remote_code": trust_remote_code or None,
     }
     study = _study(config, {key: value for key, value in options.items() if value is not None}, limit, episodes)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agentic_compression.errors import AcfError, CompressionError, ConfigurationError, StrategyError
+from agentic_compression.cli.by_hand import as_it_is, compressed, prepare
+from agentic_compression.errors import AcfError, ConfigurationError, StrategyError
 
 if TYPE_CHECKING:
-    from agentic_compression.records import CompressionOutcome, Evaluation, Strategy, StudyConfig
-    from agentic_compression.study import Workbench
+    from agentic_compression.records import Evaluation, Strategy
 
 __all__ = ["compress", "evaluate", "rebuild"]
 
@@ -60,9 +61,9 @@ def compress(
         raise StrategyError("a strategy has at least one stage, got none; see: acf methods")
     from agentic_compression.cli.study_file import calibration_source
 
-    config, bench = _prepare(model, dataset, seed)
+    config, bench = prepare(model, dataset, seed)
     config = config.model_copy(update={"calibration": calibration_source(calibration)})
-    outcome = _compressed(config, bench, parsed)
+    outcome = compressed(config, bench, parsed)
     assert outcome.checkpoint is not None
     place = Path(outcome.checkpoint.path)
     if output is not None:
@@ -87,6 +88,7 @@ def evaluate(
     model: Model,
     dataset: Annotated[str, typer.Option("--dataset", "-d", help="Benchmark name(s), data file, or 'demo'.")] = "demo",
     limit: Annotated[int | None, typer.Option(help="Items a task: a seeded sample.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Only these of the dataset's tasks, separated by commas.")] = None,
     benchmark_dir: Annotated[Path | None, typer.Option(help="Folder with local copies of benchmarks.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the item choice.")] = 0,
     as_json: Json = False,
@@ -98,13 +100,15 @@ def evaluate(
       acf evaluate -m demo -d demo
 
       acf evaluate -m models:/demo--demo@smallest -d gsm8k --benchmark-dir ./benchmarks --limit 50 --json
+
+      acf evaluate -m ./small -d arc=2,hellaswag --tasks arc_challenge,hellaswag --benchmark-dir ./benchmarks
     """
     from agentic_compression.study import evaluate as measure
     from agentic_compression.study import validate_data
 
-    config, bench = _prepare(model, dataset, seed, limit=limit, benchmark_dir=benchmark_dir)
+    config, bench = prepare(model, dataset, seed, limit=limit, benchmark_dir=benchmark_dir, tasks=tasks)
     data, _ = validate_data(config, bench)
-    outcome = measure(config, data, _as_it_is(config, bench), bench)
+    outcome = measure(config, data, as_it_is(config, bench), bench)
     if outcome.evaluation is None:
         raise AcfError(f"the evaluation {outcome.status}: {outcome.error}")
     if as_json:
@@ -135,7 +139,7 @@ def rebuild(
             f"no episode {episode} in study {study!r} (looked for {recipe}); see: acf analyze {folder}"
         )
     config = StudyConfig.model_validate_json((folder / "study.json").read_text())
-    outcome = _compressed(config, open_workbench(), Strategy.model_validate_json(recipe.read_text()))
+    outcome = compressed(config, open_workbench(), Strategy.model_validate_json(recipe.read_text()))
     assert outcome.checkpoint is not None
     typer.echo(f"episode {episode} of {study} is in {outcome.checkpoint.path} (digest {outcome.checkpoint.digest})")
 
@@ -170,31 +174,34 @@ def print_evaluation(evaluation: Evaluation) -> None:
     latency, energy = evaluation.latency, evaluation.energy
     console.print(
         f"{latency.throughput_tokens_per_s:.1f} tokens/s, first token {latency.ttft_ms.value:.1f} ms "
-        f"({latency.prompt_tokens}+{latency.new_tokens} tokens, {latency.runs} runs); "
+        f"({latency.prompt_tokens}+{latency.new_tokens} tokens, {latency.runs} runs"
+        f"{'' if latency.stable else '; times had not settled'}); "
         f"{energy.joules_per_request.value:.3g} J a request, {energy.source}: {energy.method}; "
         f"{evaluation.environment.device}, {evaluation.environment.threads} threads",
         soft_wrap=True,
     )
+    for line in _speed_and_memory(evaluation):
+        console.print(line, soft_wrap=True)
 
 
-def _prepare(
-    model: str, dataset: str, seed: int, *, limit: int | None = None, benchmark_dir: Path | None = None
-) -> tuple[StudyConfig, Workbench]:
-    from agentic_compression.execution import shared_supervisor
-    from agentic_compression.records import EvaluationSettings, StudyConfig
-
-    shared_supervisor().start()
-    from agentic_compression.study import open_workbench
-
-    config = StudyConfig(
-        model=model,
-        dataset=dataset,
-        name="by-hand",
-        seed=seed,
-        benchmark_dir=str(benchmark_dir.resolve()) if benchmark_dir else None,
-        evaluation=EvaluationSettings(limit=limit),
-    )
-    return config, open_workbench()
+def _speed_and_memory(evaluation: Evaluation) -> Iterator[str]:
+    """Gaps between tokens, several requests at once, the distance to the machine's ceilings, what memory is made of."""
+    latency, memory, roofline = evaluation.latency, evaluation.memory, evaluation.roofline
+    if latency.inter_token_ms is not None and latency.inter_token_p95_ms is not None:
+        yield f"between tokens {latency.inter_token_ms.value:.2f} ms, 95 % within {latency.inter_token_p95_ms:.2f} ms"
+    if evaluation.throughput:
+        rates = ", ".join(f"{item.decode_tokens_per_s:.0f} with {item.batch}" for item in evaluation.throughput)
+        yield f"decoding tokens/s: {rates} at once"
+    if roofline is not None:
+        yield (
+            f"decoding reads {roofline.decode_bytes_per_s / 1e9:.1f} GB/s, {roofline.of_bandwidth:.0%} of what this "
+            f"machine can; prefill does {roofline.prefill_flops_per_s / 1e9:.1f} GFLOP/s, {roofline.of_peak:.0%} of it"
+        )
+    if memory.kv_cache_bytes is not None and memory.activation_bytes is not None:
+        yield (
+            f"memory: weights {memory.weights_bytes / 1e6:.1f} MB, cache {memory.kv_cache_bytes / 1e6:.2f} MB "
+            f"({memory.kv_cache_bytes_per_token or 0:,} bytes a token), the rest {memory.activation_bytes / 1e6:.1f} MB"
+        )
 
 
 def _parse(text: str, max_stages: int) -> Strategy:
@@ -205,33 +212,3 @@ def _parse(text: str, max_stages: int) -> Strategy:
     if problem := space.problem_with(strategy):
         raise StrategyError(problem)
     return space.complete(strategy)
-
-
-def _as_it_is(config: StudyConfig, bench: Workbench) -> CompressionOutcome:
-    """The model itself: a folder of any form that a runtime loads, or what the Hub has under its name."""
-    from agentic_compression.checkpoints import checkpoint_ref
-    from agentic_compression.records import BASELINE, CompressionOutcome
-    from agentic_compression.study.model_source import readable_model
-
-    folder = Path(readable_model(config, bench))
-    if not folder.is_dir():
-        return _compressed(config, bench, BASELINE)
-    reference = checkpoint_ref(folder, BASELINE.key, shared=True)
-    return CompressionOutcome(status="succeeded", checkpoint=reference, cached=True)
-
-
-def _compressed(config: StudyConfig, bench: Workbench, strategy: Strategy) -> CompressionOutcome:
-    """Compress outside any study; raises what an episode would have recorded as its error."""
-    from agentic_compression.records import EpisodePlan
-    from agentic_compression.study import compress as apply
-    from agentic_compression.study import infer_model_spec
-    from agentic_compression.study.episode import dataset_of
-
-    spec = infer_model_spec(config, bench)
-    plan = EpisodePlan(
-        study=config.name, episode=0, strategy=strategy, planner="by hand", source="user", seed=config.seed
-    )
-    outcome = apply(config, spec, dataset_of(config, bench.settings), plan, bench)
-    if outcome.checkpoint is None:
-        raise CompressionError(f"compression {outcome.status}: {outcome.error}")
-    return outcome

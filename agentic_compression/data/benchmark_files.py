@@ -8,6 +8,7 @@ Layout under the benchmark folder (the first named alternative that exists is re
     arc/arc_{easy,challenge}.jsonl, arc_{easy,challenge}_train.json
     winogrande/{dev,train_xl}.jsonl | winogrande.jsonl
     wikitext-2/wiki.{test,valid,train}.raw, valid.txt
+    humaneval/HumanEval.jsonl[.gz]                    bbh/bbh/<task>.json | bbh/<task>.json
 """
 
 from __future__ import annotations
@@ -245,6 +246,32 @@ def _shared_start(first: str, second: str) -> str:
     return first[:same]
 
 
+def _humaneval(root: Path) -> list[HarnessTask]:
+    fields = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
+    path = _find(root, "humaneval/HumanEval.jsonl.gz", "humaneval/HumanEval.jsonl")
+    documents = [{field: str(raw[field]) for field in fields} for raw in _jsonl(path)]
+    for document in documents:
+        if not document["entry_point"].isidentifier():
+            raise ValueError(f"an entry point is a function's name, got {document['entry_point'][:60]!r}")
+        document["id"] = document["task_id"]
+    return [HarnessTask("humaneval", {"test": documents}, "test")]
+
+
+def _bigbench_hard(root: Path) -> list[HarnessTask]:
+    tasks = []
+    for task, _, name in BENCHMARKS["bigbench_hard"].hub:
+        path = _optional(root, f"bbh/bbh/{name}.json", f"bbh/{name}.json")
+        if path is None:
+            continue
+        documents = [{"input": raw["input"], "target": raw["target"]} for raw in read_json(path)["examples"]]
+        if not all(isinstance(value, str) for document in documents for value in document.values()):
+            raise ValueError(f"{path.name}: input and target are texts")
+        tasks.append(HarnessTask(task, {"test": documents}, "test"))
+    if not tasks:
+        raise DatasetError(f"{root} lacks bbh/bbh/<task>.json; put the published files there")
+    return tasks
+
+
 def _wikitext(root: Path) -> list[HarnessTask]:
     files = {
         "test": _find(root, "wikitext-2/wiki.test.raw"),
@@ -269,6 +296,8 @@ _READERS: Mapping[str, Callable[[Path], list[HarnessTask]]] = {
     "gsm8k": _gsm8k,
     "commonsenseqa": _commonsenseqa,
     "truthfulqa": _truthfulqa,
+    "humaneval": _humaneval,
+    "bigbench_hard": _bigbench_hard,
     "mmlu": _mmlu,
     "hellaswag": _hellaswag,
     "arc": _arc,

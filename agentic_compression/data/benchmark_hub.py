@@ -30,7 +30,7 @@ def load_benchmark(benchmark: Benchmark, settings: Settings) -> list[HarnessTask
                 splits[spare] = documents
         for split, documents in splits.items():
             for number, document in enumerate(documents):
-                document.setdefault("id", f"{task}-{split}-{number:05d}")
+                document.setdefault("id", document.get("task_id") or f"{task}-{split}-{number:05d}")
         tasks.append(HarnessTask(task, splits, benchmark.evaluated))
     return tasks
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from agentic_compression.data.split import Document
 
-__all__ = ["BENCHMARKS", "NOT_OFFERED", "Benchmark", "HarnessTask", "Reading", "reading_of"]
+__all__ = ["BENCHMARKS", "Benchmark", "HarnessTask", "Reading", "reading_of"]
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,16 @@ class Reading:
     choices: tuple[str, ...] = ()
     answer_index: int = 0
     answer: str = ""
-    continues: bool = False  # the answer continues the question's sentence
+    joint: str | None = None  # stands between the two where the answer continues the question
 
     @property
     def text(self) -> str:
         """For calibration and perplexity: the question with its right answer."""
         if not self.answer:
             return self.question
-        return (
-            f"{self.question} {self.answer}" if self.continues else f"Question: {self.question}\nAnswer: {self.answer}"
-        )
+        if self.joint is not None:
+            return f"{self.question}{self.joint}{self.answer}"
+        return f"Question: {self.question}\nAnswer: {self.answer}"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,16 @@ class HarnessTask:
 class Benchmark:
     """A named benchmark.
 
-    ``hub`` lists (harness task, Hub dataset, configuration); ``spare`` names splits never evaluated, best first.
+    Attributes:
+        name: as users write it.
+        reading: a document as people read it.
+        hub: (harness task, Hub dataset, configuration).
+        evaluated: the split that is asked.
+        spare: splits never evaluated, best first.
+        few_shot: answered examples put before every question.
+        convention: where that number comes from.
+        by_items: tasks weigh by their items and share a limit, as MMLU's subjects do in the harness's group; otherwise
+            they weigh the same and the limit holds for each.
     """
 
     name: str
@@ -56,18 +65,9 @@ class Benchmark:
     hub: tuple[tuple[str, str, str | None], ...]
     evaluated: str
     spare: tuple[str, ...]
-    shared_limit: bool = False  # a limit counts over all tasks together (MMLU's subjects)
-
-
-NOT_OFFERED: Mapping[str, str] = {
-    "humaneval": (
-        "humaneval runs code that the model writes, which needs the sandbox that is not built yet; "
-        "choose gsm8k or a file of your own"
-    ),
-    "bigbench_hard": (
-        "bigbench_hard has no local task definition yet (27 tasks with chain-of-thought prompts); choose mmlu or arc"
-    ),
-}
+    few_shot: int
+    convention: str
+    by_items: bool = False
 
 
 def reading_of(lm_eval_task: str, document: Document) -> Reading:
@@ -82,8 +82,8 @@ def _benchmark_of(lm_eval_task: str) -> Benchmark:
     raise KeyError(lm_eval_task)
 
 
-def _choice(question: str, choices: list[str], answer: int, *, continues: bool = False) -> Reading:
-    return Reading(question, tuple(choices), answer, choices[answer], continues)
+def _choice(question: str, choices: list[str], answer: int, *, joint: str | None = None) -> Reading:
+    return Reading(question, tuple(choices), answer, choices[answer], joint)
 
 
 def _labelled(document: Document) -> Reading:
@@ -98,13 +98,13 @@ def _truthful(document: Document) -> Reading:
 
 def _hellaswag(document: Document) -> Reading:
     question = f"{document['activity_label']}: {document['ctx_a']} {document['ctx_b'].capitalize()}".strip()
-    return _choice(question, document["endings"], int(document["label"]), continues=True)
+    return _choice(question, document["endings"], int(document["label"]), joint=" ")
 
 
 def _winogrande(document: Document) -> Reading:
     before, _, after = document["sentence"].partition("_")
     endings = [f"{document[option]}{after}" for option in ("option1", "option2")]
-    return _choice(before.strip(), endings, int(document["answer"]) - 1, continues=True)
+    return _choice(before.strip(), endings, int(document["answer"]) - 1, joint=" ")
 
 
 _MMLU_SUBJECTS = (
@@ -122,6 +122,20 @@ _MMLU_SUBJECTS = (
     "world_religions",
 )  # fmt: skip
 
+_BBH_TASKS = (
+    "boolean_expressions", "causal_judgement", "date_understanding", "disambiguation_qa", "dyck_languages",
+    "formal_fallacies", "geometric_shapes", "hyperbaton", "logical_deduction_five_objects",
+    "logical_deduction_seven_objects", "logical_deduction_three_objects", "movie_recommendation",
+    "multistep_arithmetic_two", "navigate", "object_counting", "penguins_in_a_table",
+    "reasoning_about_colored_objects", "ruin_names", "salient_translation_error_detection", "snarks",
+    "sports_understanding", "temporal_sequences", "tracking_shuffled_objects_five_objects",
+    "tracking_shuffled_objects_seven_objects", "tracking_shuffled_objects_three_objects", "web_of_lies",
+    "word_sorting",
+)  # fmt: skip
+
+_DEFINITION = "the harness's own definition"
+_UNSET = "the harness's own definition, which names no number; leaderboards that use {} must not be compared with this"
+
 BENCHMARKS: Mapping[str, Benchmark] = {
     benchmark.name: benchmark
     for benchmark in (
@@ -131,9 +145,17 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             (("gsm8k", "openai/gsm8k", "main"),),
             "test",
             ("train",),
+            5,
+            _DEFINITION,
         ),
         Benchmark(
-            "commonsenseqa", _labelled, (("commonsense_qa", "tau/commonsense_qa", None),), "validation", ("train",)
+            "commonsenseqa",
+            _labelled,
+            (("commonsense_qa", "tau/commonsense_qa", None),),
+            "validation",
+            ("train",),
+            0,
+            _UNSET.format("7 examples"),
         ),
         Benchmark(
             "truthfulqa",
@@ -141,6 +163,27 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             tuple((f"truthfulqa_{kind}", "truthfulqa/truthful_qa", "multiple_choice") for kind in ("mc1", "mc2")),
             "validation",
             (),
+            0,
+            f"{_DEFINITION}, whose prompt begins with the six questions and answers of the paper (arXiv 2109.07958)",
+        ),
+        Benchmark(
+            "humaneval",
+            lambda d: Reading(d["prompt"], answer=d["canonical_solution"], joint=""),
+            (("humaneval", "openai/openai_humaneval", None),),
+            "test",
+            (),
+            0,
+            f"{_DEFINITION} and the paper (arXiv 2107.03374)",
+        ),
+        Benchmark(
+            "bigbench_hard",
+            lambda d: Reading(d["input"], answer=d["target"]),
+            tuple((f"bbh_cot_fewshot_{task}", "SaylorTwift/bbh", task) for task in _BBH_TASKS),
+            "test",
+            (),
+            3,
+            f"{_DEFINITION} with the paper's chain-of-thought examples (arXiv 2210.09261)",
+            by_items=True,
         ),
         Benchmark(
             "mmlu",
@@ -148,15 +191,27 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             tuple((f"mmlu_{subject}", "cais/mmlu", subject) for subject in _MMLU_SUBJECTS),
             "test",
             ("dev",),
-            shared_limit=True,
+            5,
+            "the paper (arXiv 2009.03300): the five examples of a subject's dev split; the definition names no number",
+            by_items=True,
         ),
-        Benchmark("hellaswag", _hellaswag, (("hellaswag", "Rowan/hellaswag", None),), "validation", ("train",)),
+        Benchmark(
+            "hellaswag",
+            _hellaswag,
+            (("hellaswag", "Rowan/hellaswag", None),),
+            "validation",
+            ("train",),
+            0,
+            _UNSET.format("10 examples"),
+        ),
         Benchmark(
             "arc",
             _labelled,
             tuple((f"arc_{level.lower()}", "allenai/ai2_arc", f"ARC-{level}") for level in ("Easy", "Challenge")),
             "test",
             ("train",),
+            0,
+            _UNSET.format("25 examples"),
         ),
         Benchmark(
             "winogrande",
@@ -164,6 +219,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             (("winogrande", "allenai/winogrande", "winogrande_xl"),),
             "validation",
             ("train",),
+            0,
+            _UNSET.format("5 examples"),
         ),
         Benchmark(
             "wikitext",
@@ -171,6 +228,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             (("wikitext", "EleutherAI/wikitext_document_level", "wikitext-2-raw-v1"),),
             "test",
             ("train", "validation"),
+            0,
+            "plain text has no examples",
         ),
     )
 }

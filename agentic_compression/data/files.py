@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import difflib
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from agentic_compression.errors import DatasetError
 __all__ = ["EXTENSIONS", "Row", "read_json", "read_jsonl", "read_rows", "read_text", "require_file"]
 
 EXTENSIONS = (".jsonl", ".csv", ".parquet")
+_UNPACKED_MOST = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,12 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file (a byte-order mark is dropped, line ends become LF).
+    """The text of a UTF-8 file, unpacked if it is a .gz (a byte-order mark is dropped, line ends become LF).
 
     Raises:
-        DatasetError: when it is not UTF-8, with the byte offset.
+        DatasetError: when it is not UTF-8, with the byte offset, or is no gzip file or unpacks to too much.
     """
-    raw = path.read_bytes()
+    raw = _unpacked(path) if path.suffix == ".gz" else path.read_bytes()
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -75,6 +78,19 @@ def read_text(path: Path) -> str:
             f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}; save it as UTF-8"
         ) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _unpacked(path: Path) -> bytes:
+    try:
+        with gzip.open(path) as packed:
+            raw = packed.read(_UNPACKED_MOST + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{path} is not a gzip file: {error}; get it again") from None
+    if len(raw) > _UNPACKED_MOST:
+        raise DatasetError(
+            f"{path} unpacks to more than {_UNPACKED_MOST:,} bytes; unpack it yourself and name the file"
+        )
+    return raw
 
 
 def read_jsonl(path: Path) -> list[Row]:

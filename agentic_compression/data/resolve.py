@@ -5,17 +5,18 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agentic_compression.data.benchmark_files import read_benchmark
 from agentic_compression.data.benchmark_hub import load_benchmark
-from agentic_compression.data.benchmarks import BENCHMARKS, NOT_OFFERED, Benchmark, HarnessTask
+from agentic_compression.data.benchmarks import BENCHMARKS, Benchmark, HarnessTask
 from agentic_compression.data.files import EXTENSIONS, read_rows
+from agentic_compression.data.selection import benchmark_weights, check_tasks
 from agentic_compression.data.shapes import LocalItems, recognise
 from agentic_compression.data.split import Document, fingerprint, first_of_shuffle, split_off, without
 from agentic_compression.data.store import store_items
-from agentic_compression.errors import DatasetError, UnavailableError
+from agentic_compression.errors import DatasetError
 from agentic_compression.records import DatasetSpec, DatasetTask, content_digest
 from agentic_compression.settings import Settings
 from agentic_compression.storage import digest_of_files
@@ -30,7 +31,13 @@ _PERPLEXITY_MOST = 2000
 
 
 def resolve_dataset(
-    dataset: str, *, settings: Settings, benchmark_dir: Path | None = None, limit: int | None = None, seed: int = 0
+    dataset: str,
+    *,
+    settings: Settings,
+    benchmark_dir: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    tasks: Sequence[str] | None = None,
 ) -> DatasetSpec:
     """Resolve ``demo``, benchmark names, or a local .jsonl/.csv/.parquet file.
 
@@ -38,24 +45,46 @@ def resolve_dataset(
     ``artifacts/datasets/<digest>/``. Calibration text never shares an item with what is evaluated.
 
     Args:
-        dataset: ``demo``, a benchmark name, a comma list of them, or a path.
+        dataset: ``demo``, a benchmark name, a comma list of them with weights in the accuracy where they are not to
+            count the same (``arc=2,hellaswag``), or a path.
         settings: the state root and the Hub's address.
         benchmark_dir: folder of local copies of the benchmarks; without it they come from the Hub.
-        limit: items a task to evaluate, the first of a seeded shuffle (MMLU: over all subjects); None for all.
+        limit: items a task to evaluate, the first of a seeded shuffle (MMLU and BIG-Bench Hard: over all their tasks);
+            None for all.
         seed: of every split and shuffle.
+        tasks: keep only these of the dataset's tasks; a benchmark's name stands for all of its tasks.
 
     Raises:
         DatasetError: missing, empty or malformed, or an unknown name.
-        UnavailableError: a benchmark that cannot be run yet.
     """
     name = dataset.strip()
     if limit is not None and limit < 1:
         raise DatasetError(f"limit must be at least 1, got {limit}; leave it out to evaluate all items")
     if name == "demo":
-        return _demo(settings, limit, seed)
-    if _is_path(name):
-        return _local_file(name, settings, limit, seed)
-    return _benchmarks(name, settings, benchmark_dir, limit, seed)
+        return _only(_demo(settings, limit, seed), tasks)
+    weights = benchmark_weights(name)
+    if weights is None and _is_path(name):
+        return _only(_local_file(name, settings, limit, seed), tasks)
+    chosen = (
+        {_benchmark(part.strip()): 1.0 for part in name.split(",")}
+        if weights is None
+        else {_benchmark(part): weight for part, weight in weights.items()}
+    )
+    loaded = _loaded(chosen, settings, benchmark_dir, tasks, name)
+    return _benchmarks(name, settings, loaded, limit, seed)
+
+
+def _only(dataset: DatasetSpec, tasks: Sequence[str] | None) -> DatasetSpec:
+    """The dataset with some of its tasks; its other files stay as they are."""
+    if tasks is None:
+        return dataset
+    kept = check_tasks(tasks, (task.name for task in dataset.tasks), dataset.dataset)
+    return dataset.model_copy(
+        update={
+            "tasks": tuple(task for task in dataset.tasks if task.name in kept),
+            "digest": content_digest([dataset.digest, sorted(kept)]),
+        }
+    )
 
 
 def _is_path(name: str) -> bool:
@@ -168,22 +197,63 @@ class _Evaluated:
     weight: float
 
 
-def _benchmarks(name: str, settings: Settings, benchmark_dir: Path | None, limit: int | None, seed: int) -> DatasetSpec:
-    chosen = [_benchmark(part.strip()) for part in dict.fromkeys(name.split(","))]
-    evaluated: list[_Evaluated] = []
-    for benchmark in chosen:
-        if benchmark_dir is not None:
-            tasks = read_benchmark(benchmark.name, benchmark_dir.expanduser())
-        else:
-            tasks = load_benchmark(benchmark, settings)
-        evaluated += _choose(benchmark, tasks, limit, seed)
+@dataclass(frozen=True)
+class _Loaded:
+    """A benchmark with the tasks that are asked, and its weight in the accuracy."""
+
+    benchmark: Benchmark
+    tasks: list[HarnessTask]
+    weight: float
+
+
+def _loaded(
+    chosen: Mapping[Benchmark, float],
+    settings: Settings,
+    benchmark_dir: Path | None,
+    tasks: Sequence[str] | None,
+    dataset: str,
+) -> list[_Loaded]:
+    """Read the benchmarks; of the Hub's, only the tasks that are asked."""
+    if benchmark_dir is None:
+        names = {benchmark: {task for task, _, _ in benchmark.hub} for benchmark in chosen}
+        everything = [name for benchmark, own in names.items() for name in (benchmark.name, *sorted(own))]
+        kept = everything if tasks is None else check_tasks(tasks, everything, dataset)
+        wanted = {
+            benchmark: tuple(entry for entry in benchmark.hub if benchmark.name in kept or entry[0] in kept)
+            for benchmark in chosen
+        }
+        return [
+            _Loaded(benchmark, load_benchmark(replace(benchmark, hub=hub), settings), chosen[benchmark])
+            for benchmark, hub in wanted.items()
+            if hub
+        ]
+    read = {benchmark: read_benchmark(benchmark.name, benchmark_dir.expanduser()) for benchmark in chosen}
+    if tasks is not None:
+        everything = [
+            name for benchmark, own in read.items() for task in own for name in (benchmark.name, *_names(task))
+        ]
+        kept = check_tasks(tasks, everything, dataset)
+        read = {
+            benchmark: [task for task in own if benchmark.name in kept or not _names(task).isdisjoint(kept)]
+            for benchmark, own in read.items()
+        }
+    return [_Loaded(benchmark, own, chosen[benchmark]) for benchmark, own in read.items() if own]
+
+
+def _names(task: HarnessTask) -> set[str]:
+    """What a task may be called: as the harness calls it, and as its score is shown."""
+    return {task.task, task.name or task.task}
+
+
+def _benchmarks(name: str, settings: Settings, loaded: Sequence[_Loaded], limit: int | None, seed: int) -> DatasetSpec:
+    evaluated = [part for item in loaded for part in _choose(item, limit, seed)]
     calibration, source = _calibration(evaluated, seed)
     files = _benchmark_files(evaluated, calibration)
     stored = store_items(settings, files)
     digest = stored.digests.get("calibration")
     return DatasetSpec(
         dataset=name,
-        name=_short_name("-".join(benchmark.name for benchmark in chosen)),
+        name=_short_name("-".join(item.benchmark.name for item in loaded)),
         tasks=tuple(_task(chosen_task, stored.paths, stored.digests) for chosen_task in evaluated),
         perplexity_path=str(stored.paths["perplexity"]),
         calibration_path=str(stored.paths["calibration"]) if calibration else None,
@@ -194,30 +264,29 @@ def _benchmarks(name: str, settings: Settings, benchmark_dir: Path | None, limit
 
 
 def _benchmark(name: str) -> Benchmark:
-    if name in NOT_OFFERED:
-        raise UnavailableError(NOT_OFFERED[name])
     if name in BENCHMARKS:
         return BENCHMARKS[name]
-    known = ", ".join((*BENCHMARKS, *NOT_OFFERED))
-    near = difflib.get_close_matches(name.lower(), [*BENCHMARKS, *NOT_OFFERED], n=1, cutoff=0.4)
+    known = ", ".join(BENCHMARKS)
+    near = difflib.get_close_matches(name.lower(), list(BENCHMARKS), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
     raise DatasetError(
         f"unknown dataset {name!r}; {hint}known: demo, {known}, or a file ending in {', '.join(EXTENSIONS)}"
     )
 
 
-def _choose(benchmark: Benchmark, tasks: Sequence[HarnessTask], limit: int | None, seed: int) -> list[_Evaluated]:
-    """Apply the limit; a benchmark's tasks weigh 1 in all (MMLU's by items, as in the harness)."""
-    if benchmark.shared_limit:
+def _choose(loaded: _Loaded, limit: int | None, seed: int) -> list[_Evaluated]:
+    """Apply the limit; a benchmark's tasks weigh as much as it does in all."""
+    benchmark, tasks = loaded.benchmark, loaded.tasks
+    if benchmark.by_items:
         everything = [document for task in tasks for document in task.splits[task.evaluated]]
         kept = {document["id"] for document in first_of_shuffle(everything, limit, seed)}
         chosen = [(task, [d for d in task.splits[task.evaluated] if d["id"] in kept]) for task in tasks]
         chosen = [(task, documents) for task, documents in chosen if documents]
-        total = sum(len(documents) for _, documents in chosen)
-        return [_Evaluated(benchmark, task, documents, len(documents) / total) for task, documents in chosen]
+        share = loaded.weight / sum(len(documents) for _, documents in chosen)
+        return [_Evaluated(benchmark, task, documents, share * len(documents)) for task, documents in chosen]
+    share = loaded.weight / len(tasks)
     return [
-        _Evaluated(benchmark, task, first_of_shuffle(task.splits[task.evaluated], limit, seed), 1 / len(tasks))
-        for task in tasks
+        _Evaluated(benchmark, task, first_of_shuffle(task.splits[task.evaluated], limit, seed), share) for task in tasks
     ]
 
 
@@ -281,6 +350,7 @@ def _task(part: _Evaluated, paths: Mapping[str, Path], digests: Mapping[str, str
         split_files={
             key.removeprefix(f"{name}."): str(path) for key, path in paths.items() if key.rpartition(".")[0] == name
         },
+        few_shot=part.benchmark.few_shot,
         weight=part.weight,
     )
 

@@ -1,62 +1,53 @@
-"""Measure one checkpoint: memory, then latency and energy, then accuracy and perplexity.
+"""Measure one checkpoint, in full or as far up the rungs as it gets.
 
-Meant to be called once in a fresh process: memory is measured first, before this process computes anything.
+Meant to be called once in a fresh process, before anything computed there (see ``memory_in_waiting``). With a screening
+plan the candidate climbs the rungs first (see ``rungs``); what is measured on the way is part of the evaluation and
+not measured again. A candidate that stands on the search side when it is finished is asked the report side at once, by
+the same process with the same loaded model; latency, memory, size and energy do not depend on the items.
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 from agentic_compression.checkpoints.llama_library import supports_gpu
-from agentic_compression.errors import AcfError, ModelError
-from agentic_compression.evaluation.energy import EnergyMeter, EnergyReading, select_counter
+from agentic_compression.errors import AcfError
+from agentic_compression.evaluation.contest import Contest
+from agentic_compression.evaluation.energy import EnergyMeter, select_counter
 from agentic_compression.evaluation.environment import describe_environment, resolve_device, resolve_threads
-from agentic_compression.evaluation.grid import GridFactor, grid_factor
-from agentic_compression.evaluation.intervals import bootstrap_median
-from agentic_compression.evaluation.language_modelling import (
-    encode_documents,
-    perplexity_of,
-    read_texts,
-    score_documents,
-    within_budget,
-)
-from agentic_compression.evaluation.latency import energy_blocks, latency_of, time_requests
-from agentic_compression.evaluation.memory import MemoryProbe, measure_memory
-from agentic_compression.evaluation.quality import combine, score_tasks
+from agentic_compression.evaluation.intact import check_intact
+from agentic_compression.evaluation.measuring import Measuring, measure_perplexity
+from agentic_compression.evaluation.memory import MemoryProbe
+from agentic_compression.evaluation.memory_in_waiting import MemoryInWaiting
+from agentic_compression.evaluation.quality import combine
 from agentic_compression.evaluation.request import EvaluationRequest
-from agentic_compression.evaluation.store import evaluation_key, read_evaluation, store_evaluation
-from agentic_compression.evaluation.workload import build_workload, check_finite
-from agentic_compression.progress import Progress, no_progress
-from agentic_compression.records import (
-    EnergyMeasurement,
-    Estimate,
-    Evaluation,
-    EvaluationOutcome,
-    LatencyMeasurement,
-    Perplexity,
+from agentic_compression.evaluation.rungs import Screened, screen
+from agentic_compression.evaluation.store import (
+    evaluation_key,
+    read_evaluation,
+    read_report,
+    store_evaluation,
+    store_report,
 )
-from agentic_compression.runtimes import Runtime, open_runtime, runtime_kind
-from agentic_compression.storage import folder_bytes
+from agentic_compression.progress import Progress, no_progress
+from agentic_compression.records import Environment, Estimate, Evaluation, EvaluationOutcome, Report, Rung, RungReading
+from agentic_compression.runtimes import open_runtime, runtime_kind
 
 __all__ = ["evaluate", "measure_perplexity", "resolve", "start_torch"]
-
-_JOULES_PER_KWH = 3.6e6
-_REQUESTS = 1000
-_FINE_S = 1e-4
 
 
 def evaluate(request: EvaluationRequest, progress: Progress = no_progress) -> EvaluationOutcome:
     """Everything measured on one checkpoint, or the reason there is nothing.
 
     Args:
-        request: checkpoint, items and settings.
+        request: checkpoint, items, settings, and what the rungs decide on.
         progress: told about every repetition and batch.
 
     Returns:
-        ``succeeded`` with the evaluation (``cached`` when it had been done before), or ``failed`` with one line
-        when the model or the data is at fault.
+        ``succeeded`` with the evaluation (``cached`` when nothing had to be measured), ``rejected`` by a rung with the
+        numbers that decided, or ``failed`` with one line when the model or the data is at fault.
 
     Raises:
         MemoryError: when memory runs out (``torch.OutOfMemoryError`` on a GPU), for the supervisor to record.
@@ -66,27 +57,19 @@ def evaluate(request: EvaluationRequest, progress: Progress = no_progress) -> Ev
     try:
         device, threads = resolve(request)
         key = evaluation_key(request, device, threads)
-        stored = read_evaluation(request.store_root, key) if request.reuse else None
-        if stored is not None:
-            seconds = time.perf_counter() - started
-            return EvaluationOutcome(status="succeeded", evaluation=stored, seconds=seconds, cached=True)
-        with EnergyMeter(select_counter(device, request.cpu_watts_per_core)) as meter:
-            evaluation = _measure(request, device, threads, meter, progress)
-        store_evaluation(request.store_root, key, evaluation)
+        known = _known(request, key) if request.reuse else None
+        if known is not None:
+            return known.model_copy(update={"seconds": time.perf_counter() - started})
+        with EnergyMeter(select_counter(device, request.cpu_watts_per_core, gpu_watts=request.gpu_watts)) as meter:
+            outcome = _measure(request, key, device, threads, meter, progress)
     except (AcfError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
             raise MemoryError(str(error)) from error
         if not isinstance(error, AcfError):
             raise
-        joules = meter.reading.joules if meter else 0.0
-        seconds = time.perf_counter() - started
-        return EvaluationOutcome(status="failed", error=str(error), seconds=seconds, joules=joules)
-    return EvaluationOutcome(
-        status="succeeded",
-        evaluation=evaluation,
-        seconds=time.perf_counter() - started,
-        joules=evaluation.energy.total_joules,
-    )
+        outcome = EvaluationOutcome(status="failed", error=str(error))
+    joules = meter.reading.joules if meter else 0.0
+    return outcome.model_copy(update={"seconds": time.perf_counter() - started, "joules": joules})
 
 
 def resolve(request: EvaluationRequest) -> tuple[str, int]:
@@ -97,21 +80,66 @@ def resolve(request: EvaluationRequest) -> tuple[str, int]:
     return resolve_device(setting), resolve_threads(request.settings)
 
 
+def _known(request: EvaluationRequest, key: str) -> EvaluationOutcome | None:
+    """What is stored, when that is all that is wanted."""
+    evaluation = read_evaluation(request.store_root, key)
+    if evaluation is None:
+        return None
+    wanted = _wants_report(request, evaluation)
+    report = read_report(request.store_root, key) if wanted else None
+    if wanted and report is None:
+        return None
+    return _succeeded(request, evaluation, report, Screened()).model_copy(update={"cached": True})
+
+
 def _measure(
-    request: EvaluationRequest, device: str, threads: int, meter: EnergyMeter, progress: Progress
-) -> Evaluation:
+    request: EvaluationRequest, key: str, device: str, threads: int, meter: EnergyMeter, progress: Progress
+) -> EvaluationOutcome:
+    check_intact(request.checkpoint)
+    with _loaded(request, device, threads, progress) as (measuring, engine):
+        evaluation = read_evaluation(request.store_root, key) if request.reuse else None
+        screened = Screened()
+        if evaluation is None:
+            if request.screening is not None:
+                weights = {task.name: task.weight for task in request.dataset.tasks}
+                seed = request.settings.seed
+                screened = screen(request.screening, measuring, measuring.items(), weights, seed)
+                if screened.rejection is not None:
+                    readings = tuple(screened.readings)
+                    return EvaluationOutcome(status="rejected", error=screened.rejection, screening=readings)
+            environment = describe_environment(device, threads, engine)
+            evaluation = _evaluation(request, measuring, meter, environment)
+            store_evaluation(request.store_root, key, evaluation)
+        if request.screening is not None and request.teacher is None:
+            measuring.teach()
+        report = None
+        if _wants_report(request, evaluation):
+            report = measuring.report()
+            store_report(request.store_root, key, report)
+    return _succeeded(request, evaluation, report, screened)
+
+
+@contextmanager
+def _loaded(
+    request: EvaluationRequest, device: str, threads: int, progress: Progress
+) -> Iterator[tuple[Measuring, str]]:
+    """The loaded checkpoint under measurement, and what runs it."""
     settings = request.settings
-    grid = grid_factor(request.grid_country, request.grid_grams_per_kwh)
-    _check_size(request)
     probe = MemoryProbe(path=request.checkpoint.path, device=device, threads=threads, settings=settings)
-    memory = measure_memory(probe, request.memory_repeats, progress)
-    start_torch(threads, settings.seed)
-    progress("load", 0, 1)
-    with closing(open_runtime(request.checkpoint.path, device, threads)) as runtime:
-        name = runtime.name
-        latency, joules, counter = _serve(runtime, request, progress)
-        scores = score_tasks(runtime, request.dataset, settings, request.tasks_dir, progress)
-        perplexity = measure_perplexity(runtime, request, progress)
+    with MemoryInWaiting(probe, request.memory_repeats) as memory:
+        start_torch(threads, settings.seed)
+        progress("load", 0, 1)
+        with closing(open_runtime(request.checkpoint.path, device, threads)) as runtime:
+            yield Measuring(runtime, request, memory, progress), runtime.name
+
+
+def _evaluation(
+    request: EvaluationRequest, measuring: Measuring, meter: EnergyMeter, environment: Environment
+) -> Evaluation:
+    """All measurements; those taken on the way up the rungs are not taken again."""
+    memory, latency, serving = measuring.memory(), measuring.latency(), measuring.serving()
+    scores = measuring.scores(request.split)
+    perplexity, divergence = measuring.perplexity(), measuring.divergence()
     spent = meter.so_far()
     return Evaluation(
         checkpoint_digest=request.checkpoint.digest,
@@ -120,77 +148,58 @@ def _measure(
         perplexity=perplexity,
         latency=latency,
         memory=memory,
-        energy=_energy(joules, counter, grid, spent.joules),
+        energy=measuring.energy(spent.joules),
         size_bytes=request.checkpoint.size_bytes,
-        environment=describe_environment(device, threads, name),
-        settings=settings,
+        environment=environment,
+        settings=request.settings,
         wall_seconds=spent.seconds,
+        split=request.split,
+        divergence=divergence,
+        throughput=serving.throughput,
+        roofline=serving.roofline,
     )
 
 
-def _check_size(request: EvaluationRequest) -> None:
-    """The folder must hold what the reference says must be shipped; a user's folder may hold more."""
-    folder, size = Path(request.checkpoint.path), request.checkpoint.size_bytes
-    if not folder.is_dir():
-        raise ModelError(f"checkpoint folder {folder} does not exist; rebuild it (acf rebuild STUDY EPISODE)")
-    held = folder_bytes(folder)
-    if held < size:
-        raise ModelError(f"{folder} must hold the {size:,} bytes of its record, got {held:,}; rebuild the checkpoint")
+def _wants_report(request: EvaluationRequest, evaluation: Evaluation) -> bool:
+    """Whether it stands among its rivals on the search side; a baseline has none."""
+    plan = request.screening
+    if plan is None or request.split != "search":
+        return False
+    return Contest(plan.rivals, plan.least_gain).stands(evaluation.objectives)
+
+
+def _succeeded(
+    request: EvaluationRequest, evaluation: Evaluation, report: Report | None, screened: Screened
+) -> EvaluationOutcome:
+    readings = tuple(screened.readings)
+    if request.screening is not None and not readings:
+        readings = _known_readings(evaluation)
+    return EvaluationOutcome(status="succeeded", evaluation=evaluation, screening=readings, report=report)
+
+
+def _known_readings(evaluation: Evaluation) -> tuple[RungReading, ...]:
+    """The readings of an evaluation that was known already."""
+    known: dict[str, tuple[Rung, Estimate]] = {"accuracy": (3, evaluation.accuracy)}
+    if evaluation.divergence is not None:
+        known = {"kl": (1, evaluation.divergence.kl), **known}
+    return tuple(
+        RungReading(
+            rung=rung,
+            quantity=quantity,
+            value=estimate.value,
+            low=estimate.low,
+            high=estimate.high,
+            n=estimate.n,
+            passed=True,
+            reason="measured before",
+        )
+        for quantity, (rung, estimate) in known.items()
+    )
 
 
 def start_torch(threads: int, seed: int) -> None:
+    """Threads and seed of this process."""
     import torch
 
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-
-
-def _serve(
-    runtime: Runtime, request: EvaluationRequest, progress: Progress
-) -> tuple[LatencyMeasurement, list[float], EnergyReading]:
-    """Latency, joules a request, and what kind of energy that is."""
-    settings = request.settings
-    workload = build_workload(runtime, settings)
-    check_finite(runtime, workload.prompt)
-    counter = select_counter(runtime.device, request.cpu_watts_per_core, tree=False)
-    runs = time_requests(runtime, workload, counter, settings, progress)
-    joules = runs.joules if counter.resolution_s < _FINE_S else energy_blocks(runtime, workload, counter)
-    kind = EnergyReading(joules=sum(joules), seconds=0.0, source=counter.source, method=counter.method)
-    return latency_of(runs, settings, runtime), joules, kind
-
-
-def _energy(joules: list[float], kind: EnergyReading, grid: GridFactor, total: float) -> EnergyMeasurement:
-    per_request = bootstrap_median(joules, seed=0)
-    grams = _REQUESTS * grid.grams_per_kwh / _JOULES_PER_KWH
-    return EnergyMeasurement(
-        joules_per_request=per_request,
-        co2_grams_per_1000_requests=_scaled(per_request, grams),
-        source=kind.source,
-        method=kind.method,
-        grid_grams_per_kwh=grid.grams_per_kwh,
-        grid_region=grid.region,
-        total_joules=total,
-    )
-
-
-def _scaled(estimate: Estimate, factor: float) -> Estimate:
-    return Estimate(
-        value=estimate.value * factor,
-        low=estimate.low * factor,
-        high=estimate.high * factor,
-        n=estimate.n,
-        spread=estimate.spread * factor,
-    )
-
-
-def measure_perplexity(runtime: Runtime, request: EvaluationRequest, progress: Progress) -> Perplexity | None:
-    """Perplexity over the held-out text, or over a text task's own documents where there is no other."""
-    dataset, settings = request.dataset, request.settings
-    path = dataset.perplexity_path or next((task.path for task in dataset.tasks if task.kind == "text"), None)
-    if path is None:
-        return None
-    windows = encode_documents(runtime, list(read_texts(path).values()))
-    windows = within_budget(windows, settings.perplexity_tokens)
-    if not windows:
-        return None
-    return perplexity_of(score_documents(runtime, windows, settings.batch_size, progress), settings.seed)

@@ -1,24 +1,26 @@
-"""Grams of CO2e a kWh of electricity, by country.
+"""Grams of CO2e a kWh of electricity, by country or by region.
 
-The figures are those that codecarbon ships (``global_energy_mix.json``): Our World in Data's carbon intensity of
-electricity, grams of CO2-equivalent per kWh over the life cycle, one year a country. Only the file is read;
-codecarbon itself is not imported.
+The figures lie beside this module in ``grid_factors.json``, each with its year and source: Our World in Data's carbon
+intensity of electricity for countries (life cycle), and for regions the EPA's eGRID (US states), Canada's provinces,
+China's provinces and the Nordic bidding zones (direct emissions, or a mix times factors: the source says which). A
+life cycle figure and a direct one differ by tens of grams: compare checkpoints under one factor only.
+``scripts/write_grid_factors.py`` makes the file from codecarbon's tables.
 """
 
 from __future__ import annotations
 
 import json
+from difflib import get_close_matches
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from agentic_compression.errors import ConfigurationError, UnavailableError
+from agentic_compression.errors import ConfigurationError
 from agentic_compression.records import Record
 
-__all__ = ["GridFactor", "grid_factor"]
+__all__ = ["GridFactor", "grid_factor", "grid_regions"]
 
-_FILE = "data/private_infra/global_energy_mix.json"
+_FILE = Path(__file__).with_name("grid_factors.json")
 
 
 class GridFactor(Record):
@@ -27,45 +29,64 @@ class GridFactor(Record):
     grams_per_kwh: float
     region: str
     source: str
+    name: str = ""
+    year: int | None = None
+
+    @property
+    def text(self) -> str:
+        """One line, for people."""
+        name = f" ({self.name})" if self.name else ""
+        year = f"{self.year}, " if self.year else ""
+        return f"{self.region}{name}: {self.grams_per_kwh:g} g CO2e/kWh ({year}{self.source})"
 
 
-def grid_factor(country: str, override: float | None = None) -> GridFactor:
-    """The factor of a country, or the user's own.
+def grid_factor(country: str, override: float | None = None, region: str | None = None) -> GridFactor:
+    """The user's own factor, else the region's, else the country's.
 
     Args:
         country: ISO 3166-1 alpha-3, for example ``FRA``.
         override: grams per kWh; taken as it is when given.
+        region: ISO 3166-2, for example ``US-CA`` or ``CA-ON``; a Nordic bidding zone as ``SE-SE3``.
 
     Raises:
-        ConfigurationError: when the country is not in the table.
-        UnavailableError: when codecarbon's data file is not there.
+        ConfigurationError: when the country or region is not in the table.
     """
     if override is not None:
-        return GridFactor(grams_per_kwh=override, region=country, source="set by the user")
+        return GridFactor(grams_per_kwh=override, region=region or country, source="set by the user")
     table = _table()
-    if country not in table:
-        raise ConfigurationError(
-            f"no grid factor for country {country!r}; allowed: {len(table)} ISO alpha-3 codes such as USA, DEU, IND; "
+    code = region or country
+    entry = table["factors"].get(code)
+    if entry is None:
+        raise ConfigurationError(_unknown(code, region is not None))
+    return GridFactor(
+        grams_per_kwh=entry["grams"],
+        region=code,
+        source=table["sources"][entry["source"]],
+        name=entry["name"],
+        year=entry["year"],
+    )
+
+
+def grid_regions(prefix: str = "") -> tuple[str, ...]:
+    """Codes of regions below a country that have a factor, for example all that begin with ``CA-``."""
+    return tuple(code for code in _table()["factors"] if "-" in code and code.startswith(prefix))
+
+
+def _unknown(code: str, is_region: bool) -> str:
+    near = get_close_matches(code, list(_table()["factors"]), n=3, cutoff=0.6)
+    hint = f" (near: {', '.join(near)})" if near else ""
+    if not is_region:
+        return (
+            f"no grid factor for country {code!r}{hint}; allowed: ISO alpha-3 codes such as USA, DEU, IND; "
             "or set ACF_GRID_GRAMS_PER_KWH"
         )
-    entry = table[country]
-    intensity = entry.get("carbon_intensity")
-    if intensity is None:
-        raise ConfigurationError(
-            f"codecarbon's table has no carbon intensity for {country}; set ACF_GRID_GRAMS_PER_KWH"
-        )
-    source = f"codecarbon global_energy_mix.json, {entry.get('year', 'year unknown')}"
-    return GridFactor(grams_per_kwh=float(intensity), region=country, source=source)
+    known = sorted({region[:3] for region in grid_regions()})
+    return (
+        f"no grid factor for region {code!r}{hint}; allowed: ISO 3166-2 codes that begin with {', '.join(known)} "
+        "such as US-CA; or set ACF_GRID_GRAMS_PER_KWH"
+    )
 
 
 @cache
-def _table() -> dict[str, dict[str, Any]]:
-    spec = find_spec("codecarbon")  # finds the package without running it: importing it costs a second
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    path = Path(folders[0]) / _FILE if folders else None
-    if path is None or not path.is_file():
-        raise UnavailableError(
-            f"codecarbon's table of grid factors is not here (looked for {path or 'the package'}); "
-            "install codecarbon or set ACF_GRID_GRAMS_PER_KWH"
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
+def _table() -> dict[str, Any]:
+    return json.loads(_FILE.read_text(encoding="utf-8"))

@@ -2,8 +2,10 @@
 
 Prompts, filters and metrics are the harness's own, and so are the rules of its Hugging Face model: texts are encoded
 as the tokenizer does by default, with its beginning-of-sequence token if it adds one; what is too long loses its
-beginning; an answer ends at the first stop string. Every text is tokenized once and in bulk, progress goes to our
-callback, and a likelihood that is not a number is an error instead of a wrong answer.
+beginning; an answer ends at the first stop string. Every text is tokenized once and in bulk, a batch that does not fit
+into memory is halved, progress goes to our callback, and a likelihood that is not a number is an error instead of a
+wrong answer. Where the harness's own model gives up, because the context has no room for the task's longest answer,
+an answer gets half of the context.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from agentic_compression.errors import CompressionError, DatasetError
+from agentic_compression.evaluation.batching import batch_limit
 from agentic_compression.progress import Progress
 from agentic_compression.runtimes import GenerationOptions, Runtime
 
@@ -30,6 +34,9 @@ _UNDERSTOOD = frozenset({"until", "max_gen_toks", "do_sample", "temperature", "t
 
 def harness_model(runtime: Runtime, batch_size: int, progress: Progress) -> Any:
     """An ``lm_eval.api.model.LM`` over a runtime.
+
+    Its ``cut`` says of every request of the last call whether it lost its beginning to fit the context, and its
+    ``answer_tokens`` how many new tokens each answer could have (None for likelihoods).
 
     Args:
         runtime: the checkpoint.
@@ -77,6 +84,9 @@ def _adapter_class() -> type:
             self.tokenizer, self._runtime = runtime.tokenizer, runtime
             self._progress, self._batch_size, self._done, self._total = progress, batch_size, 0, 0
             self._encoded: dict[str, list[int]] = {}
+            self._mark = "" if self.prefix_token_id is None else self.tokenizer.decode(self.prefix_token_id)
+            self.cut: list[bool] = []
+            self.answer_tokens: list[int | None] = []
 
         @property
         def eot_token_id(self) -> Any:
@@ -103,11 +113,17 @@ def _adapter_class() -> type:
 
         def _loglikelihood_tokens(self, requests: Any, **_: Any) -> Any:
             most = self._runtime.context_length + 1  # the last token is predicted, not run
-            pairs = []
+            pairs, self.cut, self.answer_tokens = [], [], [None] * len(requests)
             for _, context, rest in requests:
-                pairs.append((context[max(0, len(context) + len(rest) - most) :], rest))
-            self._done, self._total = 0, len(pairs)
-            answers = self._runtime.score(pairs, self._batch_size, self._report)
+                excess = max(0, len(context) + len(rest) - most)
+                if excess >= len(context):
+                    raise DatasetError(
+                        f"an answer must fit the model's context of {most - 1} tokens, got one of {len(rest)}; "
+                        "leave the item out or choose a model with a longer context"
+                    )
+                pairs.append((context[excess:], rest))
+                self.cut.append(excess > 0)
+            answers = self._run(len(pairs), lambda rows, report: self._runtime.score(pairs, rows, report))
             bad = sum(math.isnan(likelihood) for likelihood, _ in answers)
             if bad:
                 raise CompressionError(
@@ -121,22 +137,35 @@ def _adapter_class() -> type:
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
             self._encode_all([request.args[0] for request in requests])
-            self._done, self._total = 0, len(requests)
             groups: dict[GenerationOptions, list[int]] = defaultdict(list)
             for index, request in enumerate(requests):
-                groups[self._options(request.args[1])].append(index)
+                groups[self._fitting(self._options(request.args[1]))].append(index)
+            self.cut, self.answer_tokens = [False] * len(requests), [None] * len(requests)
             answers: dict[int, str] = {}
             for options, members in groups.items():
                 room = self._runtime.context_length - options.new_tokens
-                if room < 1:
-                    raise DatasetError(
-                        f"an answer must leave room in the context of {self._runtime.context_length} tokens, "
-                        f"got max_gen_toks {options.new_tokens}; lower it in the task"
-                    )
-                prompts = [self.tok_encode(requests[index].args[0])[-room:] for index in members]
-                done = self._runtime.generate(prompts, options, self._batch_size, self._report)
-                answers.update(zip(members, (answer.text for answer in done), strict=True))
+                prompts = []
+                for index in members:
+                    ids = self.tok_encode(requests[index].args[0])
+                    self.cut[index], self.answer_tokens[index] = len(ids) > room, options.new_tokens
+                    prompts.append(ids[-room:])
+                done = self._generated(prompts, options)
+                answers.update(zip(members, done, strict=True))
             return [answers[index] for index in range(len(requests))]
+
+        def _generated(self, prompts: list[list[int]], options: GenerationOptions) -> list[str]:
+            done = self._run(len(prompts), lambda rows, report: self._runtime.generate(prompts, options, rows, report))
+            return [answer.text for answer in done]
+
+        def _fitting(self, options: GenerationOptions) -> GenerationOptions:
+            """Answers of at most half of the context where it has no room for the prompt's last token otherwise."""
+            context = self._runtime.context_length
+            return options if options.new_tokens < context else replace(options, new_tokens=context // 2)
+
+        def _run(self, items: int, work: Callable[[int, Callable[[int], None]], Any]) -> Any:
+            """Work in batches that fit; progress counts this call's items."""
+            self._done, self._total = 0, items
+            return batch_limit(self._runtime).run(self._batch_size, work, self._report)
 
         def _options(self, arguments: dict[str, Any]) -> GenerationOptions:
             """The harness's generation arguments, as its models understand them."""
@@ -156,14 +185,14 @@ def _adapter_class() -> type:
             )
 
         def _begins_with_bos(self, text: str) -> bool:
-            mark = self.prefix_token_id
-            return mark is not None and text.startswith(self.tokenizer.decode(mark))
+            return bool(self._mark) and text.startswith(self._mark)
 
         def _encode_all(self, texts: list[str]) -> None:
             """Encode distinct texts in one call, as ``tok_encode`` would one by one."""
-            plain = [text for text in dict.fromkeys(texts) if not self._begins_with_bos(text)]
+            new = [text for text in dict.fromkeys(texts) if text not in self._encoded]
+            plain = [text for text in new if not self._begins_with_bos(text)]
             if plain:
-                self._encoded = dict(zip(plain, self.tokenizer(plain, verbose=False)["input_ids"], strict=True))
+                self._encoded.update(zip(plain, self.tokenizer(plain, verbose=False)["input_ids"], strict=True))
 
         def _report(self, rows: int) -> None:
             self._done = min(self._total, self._done + rows)

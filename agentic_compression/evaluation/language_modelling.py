@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from agentic_compression.errors import DatasetError
+from agentic_compression.evaluation.batching import batch_limit
 from agentic_compression.evaluation.intervals import bootstrap_ratio
 from agentic_compression.progress import Progress, no_progress
 from agentic_compression.records import Perplexity
@@ -75,7 +77,7 @@ def score_documents(
     Args:
         runtime: the checkpoint.
         windows: token ids, two or more each.
-        batch_size: windows at once; fewer when they are long.
+        batch_size: windows at once; fewer when they are long or memory has run out.
         progress: told after every batch.
 
     Raises:
@@ -88,7 +90,8 @@ def score_documents(
         done += count
         progress("perplexity", done, len(windows))
 
-    return runtime.score_documents(windows, batch_size, report)
+    work = partial(runtime.score_documents, windows)
+    return batch_limit(runtime).run(batch_size, work, report)
 
 
 def perplexity_of(scores: Sequence[DocumentScore], seed: int) -> Perplexity:

@@ -11,6 +11,8 @@ not survive a fork), or a child of a fresh interpreter where that is too late. I
 4. the peak (``VmHWM``) minus the size of step 2 is one observation. Pages of a memory-mapped weights file count
    as soon as they are touched, as they must: they have to be resident to serve.
 
+The growth is also told apart: weights as loaded, keys and values of the workload, and the rest.
+
 On a GPU the observation is the CUDA allocator's peak above its size before loading. Where the peak cannot be
 reset (no ``/proc``) it is the process's lifetime peak minus the size before loading: an upper bound.
 """
@@ -24,6 +26,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,7 +40,7 @@ from agentic_compression.records import EvaluationSettings, MemoryMeasurement, R
 from agentic_compression.resident_memory import give_back_heap, peak_bytes, reset_peak, resident_bytes
 from agentic_compression.runtimes import open_runtime
 
-__all__ = ["MemoryProbe", "Observation", "measure_memory", "observe"]
+__all__ = ["MemoryProbe", "Observation", "may_fork", "measure_memory", "memory_of", "observe"]
 
 
 class MemoryProbe(Record):
@@ -56,6 +59,8 @@ class Observation(Record):
     peak_rss: int
     weights: int
     device_peak: int | None = None
+    cache_per_token: int | None = None
+    cache: int | None = None
     peak_was_reset: bool = True
 
 
@@ -66,7 +71,7 @@ def measure_memory(probe: MemoryProbe, repeats: int, progress: Progress = no_pro
         MemoryError: when a repetition ran out of memory.
         CompressionError: when a repetition failed; with its reason.
     """
-    if _may_fork():
+    if may_fork():
         gc.freeze()  # the children then write to fewer shared pages
         observations = []
         for number in range(repeats):
@@ -75,12 +80,22 @@ def measure_memory(probe: MemoryProbe, repeats: int, progress: Progress = no_pro
     else:
         observations = _observe_in_new_interpreter(probe, repeats)
         progress("memory", repeats, repeats)
+    return memory_of(observations)
+
+
+def memory_of(observations: Sequence[Observation]) -> MemoryMeasurement:
+    """The record: mean growth, the largest whole process, and what the mean growth is made of."""
     peaks = [item.device_peak for item in observations if item.device_peak is not None]
+    growth = mean_estimate([item.growth for item in observations])
+    weights, cache = max(item.weights for item in observations), observations[0].cache
     return MemoryMeasurement(
-        peak_growth_bytes=mean_estimate([item.growth for item in observations]),
+        peak_growth_bytes=growth,
         peak_rss_bytes=max(item.peak_rss for item in observations),
-        weights_bytes=max(item.weights for item in observations),
+        weights_bytes=weights,
         device_peak_bytes=max(peaks) if peaks else None,
+        kv_cache_bytes_per_token=observations[0].cache_per_token,
+        kv_cache_bytes=cache,
+        activation_bytes=None if cache is None else max(0, round(growth.value) - weights - cache),
     )
 
 
@@ -90,18 +105,22 @@ def observe(probe: MemoryProbe) -> Observation:
     give_back_heap()
     before, was_reset = resident_bytes(), reset_peak()
     with closing(open_runtime(probe.path, probe.device, probe.threads)) as runtime:
-        build_workload(runtime, probe.settings).serve(runtime)
+        workload = build_workload(runtime, probe.settings)
+        workload.serve(runtime)
         peak, use = peak_bytes(), runtime.memory()
+        cache = runtime.cache_bytes(len(workload.prompt) + workload.new_tokens)
     return Observation(
         growth=max(0, peak - before) if use.device_peak_bytes is None else use.device_peak_bytes,
         peak_rss=peak,
         weights=use.weights_bytes,
         device_peak=use.device_peak_bytes,
+        cache_per_token=use.cache_bytes_per_token,
+        cache=cache,
         peak_was_reset=was_reset,
     )
 
 
-def _may_fork() -> bool:
+def may_fork() -> bool:
     """Whether a fork is safe: one thread only, and CUDA not started."""
     torch = sys.modules.get("torch")
     if not hasattr(os, "fork") or (torch is not None and torch.cuda.is_initialized()):

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from agentic_compression.errors import AcfError
 from agentic_compression.evaluation.evaluate import measure_perplexity, resolve, start_torch
+from agentic_compression.evaluation.measuring import side_chooser
 from agentic_compression.evaluation.quality import combine, score_tasks
 from agentic_compression.evaluation.request import EvaluationRequest
 from agentic_compression.evaluation.store import evaluation_key, read_evaluation
@@ -43,7 +44,8 @@ def measure_quality(request: EvaluationRequest, progress: Progress = no_progress
         start_torch(threads, request.settings.seed)
         progress("load", 0, 1)
         with closing(open_runtime(request.checkpoint.path, device, threads)) as runtime:
-            scores = score_tasks(runtime, request.dataset, request.settings, request.tasks_dir, progress)
+            choose = side_chooser(request, request.split)
+            scores = score_tasks(runtime, request.dataset, request.settings, request.tasks_dir, progress, choose=choose)
             perplexity = measure_perplexity(runtime, request, progress)
     except AcfError as error:
         return QualityOutcome(status="failed", error=str(error), seconds=time.perf_counter() - started)

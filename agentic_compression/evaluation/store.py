@@ -9,13 +9,13 @@ from pydantic import ValidationError
 from agentic_compression.evaluation.environment import cpu_model
 from agentic_compression.evaluation.quality import harness_version
 from agentic_compression.evaluation.request import EvaluationRequest
-from agentic_compression.records import Evaluation, content_digest
+from agentic_compression.records import Evaluation, Report, content_digest
 from agentic_compression.runtimes import runtime_kind, runtime_version
 from agentic_compression.storage import confined, write_record
 
-__all__ = ["METHOD_VERSION", "evaluation_key", "read_evaluation", "store_evaluation"]
+__all__ = ["METHOD_VERSION", "evaluation_key", "read_evaluation", "read_report", "store_evaluation", "store_report"]
 
-METHOD_VERSION = 1
+METHOD_VERSION = 2
 """Raised whenever the way of measuring changes, so that older results are not mistaken for new ones."""
 
 
@@ -29,8 +29,11 @@ def evaluation_key(request: EvaluationRequest, device: str, threads: int) -> str
             "dataset": request.dataset.digest,
             "tasks": [task.model_dump(mode="json", exclude={"path", "split_files"}) for task in request.dataset.tasks],
             "settings": request.settings.model_dump(mode="json"),
+            "split": [request.split, request.report_share] if request.split != "all" else None,
+            "teacher": request.teacher.digest if request.teacher else None,
             "memory_repeats": request.memory_repeats,
-            "grid": [request.grid_country, request.grid_grams_per_kwh, request.cpu_watts_per_core],
+            "grid": [request.grid_country, request.grid_region, request.grid_grams_per_kwh, request.pue],
+            "power": [request.cpu_watts_per_core, request.gpu_watts, request.price_per_kwh, request.currency],
             "harness": harness_version(),
             "runtime": runtime_version(runtime_kind(request.checkpoint.path)),
             "machine": [device, cpu_model(), threads],
@@ -50,3 +53,20 @@ def read_evaluation(root: str, key: str) -> Evaluation | None:
 def store_evaluation(root: str, key: str, evaluation: Evaluation) -> None:
     """Write a result, whole or not at all."""
     write_record(confined(Path(root), f"{key}.json"), evaluation)
+
+
+def read_report(root: str, key: str) -> Report | None:
+    """The stored quality on the report side that belongs to an evaluation; None when there is none."""
+    try:
+        return Report.model_validate_json(_report_file(root, key).read_text(encoding="utf-8"))
+    except (OSError, ValidationError, UnicodeDecodeError):
+        return None
+
+
+def store_report(root: str, key: str, report: Report) -> None:
+    """Write it, whole or not at all."""
+    write_record(_report_file(root, key), report)
+
+
+def _report_file(root: str, key: str) -> Path:
+    return confined(Path(root), f"{key}.report.json")

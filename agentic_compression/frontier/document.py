@@ -16,6 +16,7 @@ from agentic_compression.frontier.objectives import (
     one_per_episode,
     reference_of,
 )
+from agentic_compression.frontier.reported import is_split, reported, unreported
 from agentic_compression.records import FrontierDocument, Objectives, Solution
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ def build_frontier(
     study: str, records: Sequence[EpisodeRecord], constraints: Sequence[Constraint] = ()
 ) -> FrontierDocument:
     """The frontier of a study: its non-dominated measured episodes.
+
+    Where the study has split its items (the baseline has a report), accuracy is that of the report side; an episode
+    without one does not take part, and stands in ``unreported`` if the search side alone would have kept it.
 
     Dominance is over epsilon boxes whose widths are the baseline's measured noise (see ``frontier.dominance``): it is
     transitive, does not depend on the order of the records, and leaves at least one solution as soon as one episode
@@ -66,6 +70,7 @@ class FrontierBuilder:
 
     def _reset(self) -> None:
         self._recorded: dict[int, EpisodeRecord] = {}
+        self._split = False
         self._points: list[EpisodeRecord] = []
         self._baseline: EpisodeRecord | None = None
         self._reference: Objectives | None = None
@@ -80,7 +85,8 @@ class FrontierBuilder:
         merged = one_per_episode([*self._recorded.values(), *records])
         self._reset()
         self._recorded = {record.episode: record for record in merged}
-        self._points = measured(merged)
+        self._split = is_split(merged)
+        self._points = measured(reported(merged))
         self._baseline, self._reference, self._noise = reference_of(self._points)
         self._archive = archive_of(self._baseline, noise_vector(self._noise))
         self._archive.load(losses(self._points), [record.episode for record in self._points])
@@ -93,6 +99,8 @@ class FrontierBuilder:
             self.extend([record])
             return
         self._recorded[record.episode] = record
+        if self._split:  # the baseline stands among the records, so one record is enough to be told by
+            record = reported([self._recorded[0], record])[1]
         if record.status != "succeeded" or record.objectives is None:
             return
         row = len(self._points)
@@ -126,7 +134,13 @@ class FrontierBuilder:
             noise=self._noise if self._baseline else {},
             hypervolume=self._volume,
             solutions=tuple(sorted(solutions, key=lambda solution: solution.episode)),
+            unreported=unreported(list(self._recorded.values())),
+            warnings=self._warnings(),
         )
+
+    def _warnings(self) -> tuple[str, ...]:
+        reports = (self._recorded[episode].report for episode in sorted(self._recorded))
+        return tuple(dict.fromkeys(warning for report in reports if report for warning in report.warnings))
 
     def _covered(self, row: int) -> list[int]:
         episodes = self._archive.episodes[self._archive.covered_by(row)]
@@ -153,11 +167,13 @@ class FrontierBuilder:
         record = self._points[row]
         assert record.objectives is not None
         checkpoint = record.checkpoint.path if record.checkpoint else None
+        searched = self._recorded[record.episode].objectives if self._split else None
         self._solutions[row] = Solution(
             episode=record.episode,
             strategy=record.strategy.label,
             objectives=record.objectives,
             intervals=record.intervals,
+            search_accuracy=searched.accuracy if searched else None,
             checkpoint=checkpoint,
             dominates=tuple(self._dominated[row]),
             meets_constraints=meets,

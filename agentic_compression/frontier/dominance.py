@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agentic_compression.pareto import boxes_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -33,26 +35,6 @@ if TYPE_CHECKING:
     Matrix = NDArray[np.float64]
 
 __all__ = ["Archive", "boxes_of", "weighted_sums"]
-
-_EDGE = 1e-9  # of a cell: rounding must not push a point that lies on an edge to its other side
-
-
-def boxes_of(matrix: Matrix, anchor: Matrix, epsilon: Sequence[float]) -> Matrix:
-    """The box of each point.
-
-    Args:
-        matrix: losses of shape ``(points, 5)``, every column minimised, in the objectives' units.
-        anchor: losses of shape ``(5,)`` at the middle of a cell (the baseline's).
-        epsilon: noise of each column; 0 compares exactly.
-
-    Returns:
-        Array of shape ``(points, 5)``: cell indices as whole floats, or the loss itself where epsilon is 0.
-    """
-    import numpy as np
-
-    width = np.asarray(epsilon, dtype=np.float64)
-    cells = np.floor((matrix - anchor) / np.where(width > 0, width, 1.0) + 0.5 + _EDGE)
-    return np.where(width > 0, cells, matrix)
 
 
 def weighted_sums(matrix: Matrix, scale: Sequence[float]) -> Matrix:

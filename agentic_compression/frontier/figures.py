@@ -21,6 +21,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 """Okabe & Ito's colours, which the colour-blind can tell apart, and two more."""
 STATUS_COLOURS = {
     "succeeded": "#009e73",
+    "rejected": "#56b4e9",
     "infeasible": "#e69f00",
     "failed": "#d55e00",
     "oom": "#cc79a7",

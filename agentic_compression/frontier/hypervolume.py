@@ -10,11 +10,11 @@ from agentic_compression.frontier.objectives import (
     losses,
     measured,
     noise_vector,
-    normalised_losses,
     one_per_episode,
     reference_of,
     unit_scale,
 )
+from agentic_compression.pareto import hypervolume
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,29 +27,6 @@ if TYPE_CHECKING:
     Matrix = NDArray[np.float64]
 
 __all__ = ["archive_of", "has_converged", "hypervolume", "hypervolume_by_episode", "hypervolume_noise"]
-
-
-def hypervolume(matrix: Matrix, reference: Objectives | None) -> float:
-    """Share of the space between perfect and the reference point that the points dominate, computed by moocore.
-
-    Args:
-        matrix: losses of shape ``(points, 5)`` in the objectives' units, as ``objectives.losses`` gives them.
-        reference: the fixed reference point; without one the hypervolume is 0.
-
-    Returns:
-        A number in [0, 1]. A point beyond the reference in any objective contributes 0.
-    """
-    import numpy as np
-
-    if reference is None or len(matrix) == 0:
-        return 0.0
-    points = normalised_losses(matrix, reference)
-    inside = points[(points < 1.0).all(axis=1)]
-    if len(inside) == 0:
-        return 0.0
-    import moocore
-
-    return min(max(float(moocore.hypervolume(inside, np.ones(inside.shape[1]))), 0.0), 1.0)
 
 
 def hypervolume_noise(matrix: Matrix, reference: Objectives | None, epsilon: Sequence[float]) -> float:

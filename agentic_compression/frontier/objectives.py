@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from agentic_compression.errors import ConfigurationError
+from agentic_compression.pareto import COST_FACTOR, NAMES, loss_rows, noise_of, normalised_losses, reference_point
 from agentic_compression.records import EpisodeRecord, ObjectiveInfo, Objectives, content_digest
 
 if TYPE_CHECKING:
@@ -36,12 +37,6 @@ OBJECTIVES = (
     ObjectiveInfo(name="model_size_gb", direction="minimize", unit="GB"),
     ObjectiveInfo(name="co2_grams", direction="minimize", unit="g CO2e per 1,000 requests"),
 )
-NAMES = tuple(objective.name for objective in OBJECTIVES)
-COST_FACTOR = 2.0
-"""The reference point lies at this many times the baseline's costs; see ``fixed_reference``."""
-
-_NORMAL_QUANTILE = 1.959963984540054  # a 95 % interval is this many standard errors to each side
-_NOISY_COSTS = ("latency_ms", "memory_gb", "co2_grams")
 
 
 def fixed_reference(baseline: EpisodeRecord) -> tuple[Objectives, dict[str, float]]:
@@ -73,11 +68,10 @@ def fixed_reference(baseline: EpisodeRecord) -> tuple[Objectives, dict[str, floa
             f"the reference point needs a measured baseline, got episode {baseline.episode} with status "
             f"{baseline.status!r}; measure the baseline first (acf run)"
         )
-    costs = {name: COST_FACTOR * float(getattr(objectives, name)) for name in NAMES if name != "accuracy"}
-    noise = {"accuracy": _accuracy_noise(baseline)}
-    noise |= {name: _half_width(baseline, name) for name in _NOISY_COSTS}
-    noise["model_size_gb"] = 0.0
-    return Objectives(accuracy=0.0, **costs), {name: noise[name] for name in NAMES}
+    noise = noise_of(baseline.intervals)
+    if noise["accuracy"] == 0.0:
+        noise["accuracy"] = _binomial_error(baseline)
+    return reference_point(objectives), noise
 
 
 def reference_of(records: Sequence[EpisodeRecord]) -> tuple[EpisodeRecord | None, Objectives | None, dict[str, float]]:
@@ -110,43 +104,11 @@ def losses(records: Sequence[EpisodeRecord]) -> Matrix:
         Array of shape ``(episodes, 5)`` in the order of ``NAMES``; the first column is ``1 - accuracy``, the others
         are the costs in their own units.
     """
-    import numpy as np
-
-    rows = [
-        (1.0 - o.accuracy, o.latency_ms, o.memory_gb, o.model_size_gb, o.co2_grams)
-        for o in (record.objectives for record in records)
-        if o is not None
-    ]
-    return np.array(rows, dtype=np.float64).reshape(-1, len(NAMES))
+    return loss_rows([record.objectives for record in records if record.objectives is not None])
 
 
-def normalised_losses(matrix: Matrix, reference: Objectives) -> Matrix:
-    """Losses over the reference point, so that 1 is the reference point in every column and 0 is perfect.
-
-    Args:
-        matrix: losses of shape ``(episodes, 5)``, as ``losses`` gives them.
-        reference: the fixed reference point.
-
-    Returns:
-        Array of the same shape. Where the reference is 0 (a baseline that costs nothing) a cost of 0 stays 0 and any
-        other becomes infinite: worse than the reference.
-    """
-    import numpy as np
-
-    scale = np.array([1.0 - reference.accuracy, *(getattr(reference, name) for name in NAMES[1:])])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(scale > 0, matrix / scale, np.where(matrix > 0, np.inf, 0.0))
-
-
-def _half_width(record: EpisodeRecord, name: str) -> float:
-    low, high = record.intervals.get(name, (0.0, 0.0))
-    width = (high - low) / 2
-    return width if math.isfinite(width) and width > 0 else 0.0
-
-
-def _accuracy_noise(baseline: EpisodeRecord) -> float:
-    if half_width := _half_width(baseline, "accuracy"):
-        return half_width / _NORMAL_QUANTILE
+def _binomial_error(baseline: EpisodeRecord) -> float:
+    """Standard error of an accuracy whose interval is not recorded."""
     if baseline.evaluation is None:
         return 0.0
     accuracy = baseline.evaluation.accuracy

@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -210,27 +209,12 @@ def measure_rates(root: Path) -> MachineRates:
     """Measure this machine with one thread, in about a second, and store the result in the state root."""
     import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        a, b = torch.rand(512, 512), torch.rand(512, 512)
-        product = torch.empty(512, 512)
-        flops = 2 * 512**3 / _quickest(lambda: torch.mm(a, b, out=product))
+    from agentic_compression.runtimes.machine_speed import matrix_flops, quickest, with_threads
+
+    with with_threads(1):
+        flops = matrix_flops("float32")
         source, target = torch.zeros(1 << 24), torch.zeros(1 << 24)
-        copied = source.nbytes / _quickest(lambda: target.copy_(source))
-    finally:
-        torch.set_num_threads(threads)
+        copied = source.nbytes / quickest(lambda: target.copy_(source))
     rates = MachineRates(flops_per_second=flops, copy_bytes_per_second=copied, measured=True)
     write_record(root / _RATES, rates)
     return rates
-
-
-def _quickest(work: Callable[[], object], seconds: float = 0.3) -> float:
-    """Seconds of the quickest of several runs: what other processes take away is not the machine's rate."""
-    work()
-    quickest, until = math.inf, time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        started = time.perf_counter()
-        work()
-        quickest = min(quickest, time.perf_counter() - started)
-    return quickest

@@ -33,7 +33,15 @@ _log = logging.getLogger(__name__)
 
 
 def result_of(record: EpisodeRecord) -> tuple[float, float] | None:
-    """Accuracy and size of a succeeded episode; None for one that is told as failed."""
+    """Accuracy on the search items and size; None for an episode that is told as failed.
+
+    Of a rejected episode the accuracy of the items it was asked counts, and its size: an observed point. One that was
+    rejected before any item was asked (too costly, too far from the baseline) is told as failed.
+    """
+    if record.status == "rejected":
+        accuracy = [reading.value for reading in record.screening if reading.quantity == "accuracy"]
+        size = [reading.value for reading in record.screening if reading.quantity == "model_size_gb"]
+        return (accuracy[-1], size[-1]) if accuracy and size else None
     if record.status != "succeeded" or record.objectives is None:
         return None
     return record.objectives.accuracy, record.objectives.model_size_gb

@@ -1,5 +1,6 @@
 """Frozen records: every arrow between stages. Imports only pydantic and the standard library."""
 
+from agentic_compression.records.comparison import Comparison, Flips, PairedScore, Verdict
 from agentic_compression.records.dataset import DatasetSpec, DatasetTask, TaskKind, ValidationCheck, ValidationReport
 from agentic_compression.records.episode import (
     CompressionOutcome,
@@ -14,6 +15,7 @@ from agentic_compression.records.episode import (
 from agentic_compression.records.evaluation import (
     BenchmarkScore,
     CheckpointRef,
+    Divergence,
     EnergyMeasurement,
     Environment,
     Estimate,
@@ -23,9 +25,13 @@ from agentic_compression.records.evaluation import (
     MemoryMeasurement,
     Objectives,
     Perplexity,
+    Roofline,
+    Split,
+    Throughput,
 )
 from agentic_compression.records.frontier import (
     EpisodeResults,
+    Excluded,
     FinalResults,
     FrontierDocument,
     ObjectiveInfo,
@@ -33,6 +39,7 @@ from agentic_compression.records.frontier import (
     Solution,
 )
 from agentic_compression.records.record import Record, content_digest
+from agentic_compression.records.screening import KlEvidence, Report, Rival, Rung, RungReading, ScreeningPlan
 from agentic_compression.records.space import Category, MethodDescription, Parameter, SearchSpace
 from agentic_compression.records.spec import MemoryRequirement, ModelSpec, SizeClass, SpecSource
 from agentic_compression.records.strategy import BASELINE, Condition, ParameterValue, Stage, Strategy
@@ -44,11 +51,13 @@ __all__ = [
     "BenchmarkScore",
     "Category",
     "CheckpointRef",
+    "Comparison",
     "CompressionOutcome",
     "Condition",
     "Constraint",
     "DatasetSpec",
     "DatasetTask",
+    "Divergence",
     "EnergyMeasurement",
     "Environment",
     "EpisodePlan",
@@ -59,8 +68,11 @@ __all__ = [
     "Evaluation",
     "EvaluationOutcome",
     "EvaluationSettings",
+    "Excluded",
     "FinalResults",
+    "Flips",
     "FrontierDocument",
+    "KlEvidence",
     "LatencyMeasurement",
     "MemoryMeasurement",
     "MemoryRequirement",
@@ -68,6 +80,7 @@ __all__ = [
     "ModelSpec",
     "ObjectiveInfo",
     "Objectives",
+    "PairedScore",
     "Parameter",
     "ParameterValue",
     "Perplexity",
@@ -75,17 +88,26 @@ __all__ = [
     "Proposal",
     "QualityOutcome",
     "Record",
+    "Report",
+    "Rival",
+    "Roofline",
+    "Rung",
+    "RungReading",
+    "ScreeningPlan",
     "SearchSpace",
     "SizeClass",
     "Solution",
     "SpecSource",
+    "Split",
     "Stage",
     "StageTiming",
     "Strategy",
     "StudyConfig",
     "TaskKind",
     "TerminationReason",
+    "Throughput",
     "ValidationCheck",
     "ValidationReport",
+    "Verdict",
     "content_digest",
 ]

@@ -30,7 +30,10 @@ class DatasetTask(Record):
     split_files: dict[str, str] = Field(
         default_factory=dict, description="split name to absolute JSONL path, for benchmarks"
     )
-    weight: float = Field(default=1.0, gt=0)
+    few_shot: int | None = Field(
+        default=None, ge=0, description="answered examples before every question; the definition's own number when None"
+    )
+    weight: float = Field(default=1.0, gt=0, description="share of the dataset's accuracy")
 
 
 class DatasetSpec(Record):

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from agentic_compression.records.evaluation import CheckpointRef, Environment, Evaluation, Objectives
 from agentic_compression.records.record import Record
+from agentic_compression.records.screening import Report, RungReading
 from agentic_compression.records.strategy import Strategy
 from agentic_compression.records.study import TerminationReason
 
@@ -22,7 +23,8 @@ __all__ = [
     "StageTiming",
 ]
 
-EpisodeStatus = Literal["succeeded", "infeasible", "failed", "oom", "timed_out"]
+EpisodeStatus = Literal["succeeded", "rejected", "infeasible", "failed", "oom", "timed_out"]
+"""``rejected``: cheap evidence showed that it cannot change the frontier, so it was not measured in full."""
 
 
 class Proposal(Record):
@@ -87,6 +89,8 @@ class EvaluationOutcome(Record):
     status: EpisodeStatus
     error: str | None = None
     evaluation: Evaluation | None = None
+    screening: tuple[RungReading, ...] = Field(default=(), description="what each rung said, in order")
+    report: Report | None = Field(default=None, description="quality on the reported items, where it was measured")
     seconds: float = 0.0
     joules: float = 0.0
     energy_source: Literal["measured", "estimated"] = "estimated"
@@ -117,6 +121,8 @@ class EpisodeRecord(Record):
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     checkpoint: CheckpointRef | None = None
     evaluation: Evaluation | None = None
+    screening: tuple[RungReading, ...] = ()
+    report: Report | None = Field(default=None, description="set for the baseline and what stood on the frontier")
     rationale: str = ""
     planner: str = ""
     source: str = ""

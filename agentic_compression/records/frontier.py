@@ -6,10 +6,19 @@ from typing import Literal
 
 from pydantic import Field
 
-from agentic_compression.records.evaluation import Environment, Objectives
+from agentic_compression.records.evaluation import Environment, Estimate, Objectives
 from agentic_compression.records.record import Record
+from agentic_compression.records.screening import RungReading
 
-__all__ = ["EpisodeResults", "FinalResults", "FrontierDocument", "ObjectiveInfo", "PlannerUsage", "Solution"]
+__all__ = [
+    "EpisodeResults",
+    "Excluded",
+    "FinalResults",
+    "FrontierDocument",
+    "ObjectiveInfo",
+    "PlannerUsage",
+    "Solution",
+]
 
 
 class ObjectiveInfo(Record):
@@ -25,16 +34,27 @@ class Solution(Record):
 
     episode: int
     strategy: str = Field(description="label, as 'acf compress --strategy' reads it")
-    objectives: Objectives
+    objectives: Objectives = Field(description="accuracy on the report items where the study has split them")
     intervals: dict[str, tuple[float, float]]
+    search_accuracy: float | None = Field(
+        default=None, description="on the items that plans are made on, which flatter the best of many; None: not split"
+    )
     checkpoint: str | None
     registry_version: str | None = None
+    withheld: str = Field(default="", description="why it is not registered although it is on the frontier")
     dominates: tuple[int, ...] = Field(default=(), description="episodes this one dominates")
     meets_constraints: bool = True
     is_knee: bool = False
     rationale: str = ""
     rebuild_command: str = ""
     serve_command: str = Field(default="", description="empty until this version can serve")
+
+
+class Excluded(Record):
+    """A measured episode that is not ranked, and why."""
+
+    episode: int = Field(ge=0)
+    reason: str
 
 
 class FrontierDocument(Record):
@@ -49,6 +69,15 @@ class FrontierDocument(Record):
     )
     hypervolume: float = Field(ge=0, description="of the normalised objectives, in [0, 1]")
     solutions: tuple[Solution, ...] = ()
+    unreported: tuple[Excluded, ...] = Field(
+        default=(), description="stand on the search items and were never asked the report items, so not ranked"
+    )
+    warnings: tuple[str, ...] = Field(
+        default=(), description="what limits the figures, such as a task too small to split"
+    )
+    excluded: tuple[Excluded, ...] = Field(
+        default=(), description="measured, but not comparable with the baseline: another environment, other items"
+    )
 
 
 class EpisodeResults(Record):
@@ -61,8 +90,13 @@ class EpisodeResults(Record):
     rationale: str = ""
     source: str = ""
     decisions: tuple[str, ...] = Field(default=(), description="what became of stages with a condition")
-    objectives: Objectives | None = None
+    screening: tuple[RungReading, ...] = Field(
+        default=(), description="what each rung said before it was measured in full"
+    )
+    objectives: Objectives | None = Field(default=None, description="accuracy on the search items")
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    report_accuracy: Estimate | None = Field(default=None, description="on the report items, where they were asked")
+    report_scores: dict[str, float] = Field(default_factory=dict)
     benchmark_scores: dict[str, float] = Field(default_factory=dict)
     perplexity: float | None = None
     throughput_tokens_per_s: float | None = None

@@ -14,7 +14,8 @@ __all__ = ["Record", "content_digest"]
 class Record(BaseModel):
     """An immutable value that travels between stages."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    # Pydantic writes a number that is not finite as null by default, and then cannot read its own text back.
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="strings")
 
 
 def content_digest(value: Any) -> str:

@@ -101,6 +101,13 @@ class StudyConfig(Record):
     trust_remote_code: bool = False
     target_hypervolume: float | None = Field(default=None, gt=0, description="end with target_met when reached")
     disk_quota_gb: float = Field(default=50.0, gt=0)
+    tasks: tuple[str, ...] = Field(default=(), description="only these of the dataset's tasks; all when empty")
+    screening: bool = Field(
+        default=True, description="reject on cheap evidence what cannot change the frontier; seeds are always measured"
+    )
+    report_share: float = Field(
+        default=0.5, gt=0, lt=1, description="share of the items kept for the report; plans never see them"
+    )
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
 
     @field_validator("constraints", mode="before")

@@ -8,7 +8,7 @@ the same versions and aliases.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
@@ -39,7 +39,8 @@ _BEST: dict[str, Callable[[Solution], float]] = {
     "greenest": lambda solution: solution.objectives.co2_grams,
 }
 ALIASES = ("champion", *_BEST)
-_KEY, _STUDY, _STATE = "acf.key", "acf.study", "acf.state"
+_KEY, _STUDY, _STATE, _EPISODE, _REASON = "acf.key", "acf.study", "acf.state", "acf.episode", "acf.withheld"
+_TAG_LIMIT = 1500
 
 
 class RegisteredVersion(Record):
@@ -84,22 +85,35 @@ def choose_aliases(solutions: Sequence[Solution]) -> dict[str, int]:
 
 
 def promote_frontier(
-    client: MlflowClient, name: str, document: FrontierDocument, records: Sequence[EpisodeRecord]
+    client: MlflowClient,
+    name: str,
+    document: FrontierDocument,
+    records: Sequence[EpisodeRecord],
+    withheld: Mapping[int, str] | None = None,
 ) -> FrontierDocument:
     """Make the registry show this frontier: versions for its members, aliases at the winners.
 
     Versions of this study that are no longer members lose their aliases and are tagged ``superseded``.
 
+    Args:
+        client: of the registry.
+        name: the registered model.
+        document: the frontier.
+        records: of its members, and any others.
+        withheld: members that did not pass the checks of the results, by episode, with the reason. They get no
+            version; one that they have from before loses its aliases and is tagged ``withheld`` with the reason.
+
     Returns:
-        The same document with every solution's ``registry_version`` filled in.
+        The same document with every solution's ``registry_version``, or the reason there is none, filled in.
     """
     by_episode = {record.episode: record for record in records}
+    reasons = {**_gone(document, by_episode), **(withheld or {})}
     _ensure_model(client, name, document)
     known = {version.tags.get(_KEY, ""): version for version in _versions(client, name)}
     members: dict[int, str] = {}
     for solution in document.solutions:
         record = by_episode[solution.episode]
-        if record.checkpoint is None:
+        if record.checkpoint is None or record.episode in reasons:
             continue
         key = f"{document.study}/{record.episode}/{record.checkpoint.digest}"
         evidence = _evidence(solution, record)
@@ -107,17 +121,32 @@ def promote_frontier(
         if version is None:
             version = _create(client, name, record, {_KEY: key, _STUDY: record.study, **evidence})
         else:
-            _set_tags(client, version, evidence)
+            _set_tags(client, version, {**evidence, **({_REASON: ""} if version.tags.get(_REASON) else {})})
         members[solution.episode] = str(version.version)
     chosen = choose_aliases([item for item in document.solutions if item.episode in members])
     _move_aliases(client, name, {alias: members[episode] for alias, episode in chosen.items()})
     for version in known.values():
         if version.tags.get(_STUDY) == document.study and str(version.version) not in members.values():
-            _set_tags(client, version, {_STATE: "superseded"})
+            reason = reasons.get(int(version.tags.get(_EPISODE, "-1")))
+            state = {_STATE: "withheld", _REASON: reason[:_TAG_LIMIT]} if reason else {_STATE: "superseded"}
+            _set_tags(client, version, state)
     solutions = tuple(
-        item.model_copy(update={"registry_version": members.get(item.episode)}) for item in document.solutions
+        item.model_copy(
+            update={"registry_version": members.get(item.episode), "withheld": reasons.get(item.episode, "")}
+        )
+        for item in document.solutions
     )
     return document.model_copy(update={"solutions": solutions})
+
+
+def _gone(document: FrontierDocument, by_episode: Mapping[int, EpisodeRecord]) -> dict[int, str]:
+    """Members whose folder is not there: an alias must not point at nothing."""
+    checkpoints = {item.episode: by_episode[item.episode].checkpoint for item in document.solutions}
+    return {
+        episode: f"its checkpoint {checkpoint.path} is gone; make it again: acf rebuild {document.study} {episode}"
+        for episode, checkpoint in checkpoints.items()
+        if checkpoint is not None and not Path(checkpoint.path).is_dir()
+    }
 
 
 def forget_study(client: MlflowClient, study: str) -> int:
@@ -228,13 +257,15 @@ def _evidence(solution: Solution, record: EpisodeRecord) -> dict[str, str]:
     tags = {
         _STATE: "frontier",
         "acf.strategy": record.strategy.label,
-        "acf.episode": str(record.episode),
+        _EPISODE: str(record.episode),
         "acf.seed": str(record.seed),
         "acf.digest": record.checkpoint.digest,
         "acf.loads_with": ",".join(record.checkpoint.loads_with),
         "acf.energy_source": record.energy_source,
         "acf.meets_constraints": str(solution.meets_constraints).lower(),
     }
+    if solution.search_accuracy is not None:
+        tags["acf.search_accuracy"] = f"{solution.search_accuracy:.6g}"
     for objective, value in solution.objectives.model_dump().items():
         tags[f"acf.{objective}"] = f"{value:.6g}"
         if objective in solution.intervals:

@@ -11,7 +11,9 @@ from agentic_compression.runtimes.interface import (
     MemoryUse,
     Piece,
     Runtime,
+    TimedBatch,
     TimedRequest,
+    TokenCost,
     TokenPair,
 )
 from agentic_compression.runtimes.select import llama_file, open_runtime, runtime_kind, runtime_version
@@ -23,7 +25,9 @@ __all__ = [
     "MemoryUse",
     "Piece",
     "Runtime",
+    "TimedBatch",
     "TimedRequest",
+    "TokenCost",
     "TokenPair",
     "llama_file",
     "open_runtime",

@@ -18,7 +18,9 @@ __all__ = [
     "Piece",
     "Report",
     "Runtime",
+    "TimedBatch",
     "TimedRequest",
+    "TokenCost",
     "TokenPair",
     "ignore",
 ]
@@ -83,19 +85,53 @@ class Piece:
 
 @dataclass(frozen=True)
 class TimedRequest:
-    """One served request: ids of the answer, milliseconds to its first token and to its last."""
+    """One served request: ids of the answer, milliseconds to its first token and to its last, and to each of them."""
 
     tokens: list[int]
     first_token_ms: float
     request_ms: float
+    token_ms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class TimedBatch:
+    """Requests served at once: ids of the answers, milliseconds until all have their first token and their last."""
+
+    tokens: list[list[int]]
+    prefill_ms: float
+    request_ms: float
+
+
+@dataclass(frozen=True)
+class TokenCost:
+    """What decoding one token costs, attention and its cache apart.
+
+    Attributes:
+        bytes_read: of all weights but tables of embeddings, of which one row is read.
+        flops: two for every weight of every matrix that a token meets.
+        head_flops: those of the output matrix, which a prefill computes for its last token alone.
+        dtype: what the engine multiplies in, or float32 where it multiplies integers.
+    """
+
+    bytes_read: int
+    flops: int
+    head_flops: int
+    dtype: str
+
+    def prefill_flops(self, tokens: int) -> int:
+        """Of a prompt of so many tokens."""
+        return (self.flops - self.head_flops) * tokens + self.head_flops
 
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes of weights as loaded; the accelerator's peak above what it held before loading, None on a CPU."""
+    """Bytes of weights as loaded; the accelerator's peak above what it held before loading, None on a CPU; bytes of
+    keys and values of one more token, None where the architecture keeps something else.
+    """
 
     weights_bytes: int
     device_peak_bytes: int | None = None
+    cache_bytes_per_token: int | None = None
 
 
 class Runtime(Protocol):
@@ -165,10 +201,46 @@ class Runtime(Protocol):
         """Serve one greedy request that ends at ``new_tokens`` and nowhere before: prefill, then token by token."""
         ...
 
+    def time_batch(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> TimedBatch:
+        """Serve several greedy requests at once, each as ``time_request`` does.
+
+        Args:
+            prompts: all of one length, one or more.
+            new_tokens: of every answer.
+
+        Raises:
+            UsageError: when lengths differ, or prompt and answer do not fit the model's context.
+            MemoryError: (``torch.OutOfMemoryError`` on a GPU) when so many do not fit the memory.
+        """
+        ...
+
+    def cache_bytes(self, tokens: int) -> int | None:
+        """Bytes of keys and values that the engine holds for a request of so many tokens, its answer included.
+
+        The answer's last token is never run. None where the architecture keeps something else.
+        """
+        ...
+
+    def token_cost(self) -> TokenCost:
+        """What one token costs, counted from the weights as they are stored."""
+        ...
+
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> NDArray[np.float32]:
         """Next-token logits after the tokens at ``positions`` (ascending), ``(positions, vocabulary)``.
 
         They are defined up to a constant a row: an engine that knows only log-probabilities gives those.
+        """
+        ...
+
+    def sequence_logits(
+        self, windows: Sequence[Sequence[int]], batch_size: int
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Each window's place and the logits after every one of its tokens, ``(tokens, vocabulary)``.
+
+        As ``logits`` gives them; windows of two tokens or more, many at once, in whatever order is quickest.
+
+        Raises:
+            UsageError: when a window is longer than the model's context.
         """
         ...
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from agentic_compression.errors import CompressionError, UsageError
 from agentic_compression.runtimes.interface import DocumentScore, GenerationOptions, TokenPair
 
-__all__ = ["check_answer_fits", "check_pairs", "check_windows", "document_score"]
+__all__ = ["check_answer_fits", "check_batch_fits", "check_pairs", "check_windows", "document_score"]
 
 
 def check_pairs(pairs: Sequence[TokenPair], context_length: int) -> None:
@@ -38,6 +38,14 @@ def check_answer_fits(prompt: Sequence[int], options: GenerationOptions, context
     if not prompt:
         raise UsageError("a prompt must have a token or more, got none; begin it with the BOS token")
     _check_length(len(prompt) + options.new_tokens, context_length, "prompt and answer")
+
+
+def check_batch_fits(prompts: Sequence[Sequence[int]], new_tokens: int, context_length: int) -> None:
+    """Raise UsageError when there is no prompt, they differ in length, or prompt and answer are too long."""
+    lengths = sorted({len(prompt) for prompt in prompts})
+    if len(lengths) != 1:
+        raise UsageError(f"the prompts of a timed batch must have one length, got {lengths or 'no prompt'}; cut them")
+    check_answer_fits(prompts[0], GenerationOptions(new_tokens), context_length)
 
 
 def _check_length(tokens: int, context_length: int, what: str) -> None:

@@ -12,7 +12,7 @@ from agentic_compression.checkpoints.llama_library import LlamaContext
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Run", "filled", "last_logits", "log_softmax", "run_tokens", "score_runs"]
+__all__ = ["Run", "all_logits", "filled", "last_logits", "log_softmax", "run_tokens", "score_runs"]
 
 Item = TypeVar("Item")
 Run = tuple[int, int, Sequence[int]]
@@ -54,6 +54,14 @@ def last_logits(context: LlamaContext, prompts: Sequence[Sequence[int]]) -> NDAr
     wanted[np.cumsum([len(prompt) for prompt in prompts]) - 1] = True
     blocks = list(run_tokens(context, tokens, positions, sequences, wanted))
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def all_logits(context: LlamaContext, windows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+    """Run each window as the sequence of its row; logits after every token, ``(tokens, vocabulary)`` a window."""
+    tokens, positions, sequences = _concatenated([(row, 0, window) for row, window in enumerate(windows)])
+    blocks = list(run_tokens(context, tokens, positions, sequences, np.ones(len(tokens), dtype=bool)))
+    whole = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    return np.split(whole, np.cumsum([len(window) for window in windows])[:-1])
 
 
 def score_runs(context: LlamaContext, runs: Sequence[Run]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,12 +25,21 @@ from agentic_compression.runtimes.interface import (
     MemoryUse,
     Piece,
     Report,
+    TimedBatch,
     TimedRequest,
+    TokenCost,
     TokenPair,
     ignore,
 )
-from agentic_compression.runtimes.limits import check_answer_fits, check_pairs, check_windows, document_score
+from agentic_compression.runtimes.limits import (
+    check_answer_fits,
+    check_batch_fits,
+    check_pairs,
+    check_windows,
+    document_score,
+)
 from agentic_compression.runtimes.llama_batches import (
+    all_logits,
     filled,
     last_logits,
     log_softmax,
@@ -38,6 +48,7 @@ from agentic_compression.runtimes.llama_batches import (
 )
 from agentic_compression.runtimes.sampling import TextStream, cut_at_stop, pick_token, stream_pieces
 from agentic_compression.runtimes.select import llama_file
+from agentic_compression.runtimes.token_costs import GgufCache, cost_of_gguf
 from agentic_compression.runtimes.tokenizer import bos_of, encode_texts, end_ids, load_tokenizer
 
 if TYPE_CHECKING:
@@ -81,6 +92,7 @@ class LlamaCppRuntime:
         self.device, self._threads, self._exact = device, threads, exact
         self._free_before = _free_bytes(device)
         self._model = LlamaModel(file, load="read", gpu=device.startswith("cuda"))
+        self._cache = GgufCache(self._model.metadata, item_bytes=4 if exact else 2)
         self._contexts: dict[_Purpose, LlamaContext] = {}
         self._turn = 0
         self.clock: Literal["perf_counter", "cuda_events"] = "perf_counter"
@@ -232,11 +244,40 @@ class LlamaCppRuntime:
         context = self._context("request", len(prompt) + new_tokens)
         start = time.perf_counter()
         tokens = [int(last_logits(context, [prompt])[0].argmax())]
-        first = time.perf_counter()
+        moments = [time.perf_counter()]
         for position in range(len(prompt), len(prompt) + new_tokens - 1):
             tokens.append(int(context.decode(tokens[-1:], [position], [0], [True])[0].argmax()))
+            moments.append(time.perf_counter())
+        times = tuple((moment - start) * 1e3 for moment in moments)
+        return TimedRequest(tokens, times[0], times[-1], times)
+
+    def time_batch(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> TimedBatch:
+        check_batch_fits(prompts, new_tokens, self.context_length)
+        if len(prompts) > _SEQUENCES:
+            raise UsageError(f"a timed batch must have at most {_SEQUENCES} prompts, got {len(prompts)}; time fewer")
+        length, rows = len(prompts[0]), list(range(len(prompts)))
+        cells = len(prompts) * (length + new_tokens)
+        context = self._context("generate", cells, sequences=_SEQUENCES, outputs=_SEQUENCES)
+        start = time.perf_counter()
+        steps = [last_logits(context, prompts).argmax(axis=1)]
+        first = time.perf_counter()
+        for position in range(length, length + new_tokens - 1):
+            logits = context.decode(steps[-1], [position] * len(rows), rows, [True] * len(rows))
+            steps.append(logits.argmax(axis=1))
         end = time.perf_counter()
-        return TimedRequest(tokens, (first - start) * 1e3, (end - start) * 1e3)
+        answers = [[int(step[row]) for step in steps] for row in rows]
+        return TimedBatch(answers, (first - start) * 1e3, (end - start) * 1e3)
+
+    def cache_bytes(self, tokens: int) -> int | None:
+        one = self._cache.bytes_per_token  # llama.cpp sets aside whole blocks of cells
+        return None if one is None else one * -(-tokens // _CELL_BLOCK) * _CELL_BLOCK
+
+    def token_cost(self) -> TokenCost:
+        return self._token_cost
+
+    @cached_property
+    def _token_cost(self) -> TokenCost:
+        return cost_of_gguf(self._model.path)
 
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> NDArray[np.float32]:
         import numpy as np
@@ -247,6 +288,23 @@ class LlamaCppRuntime:
         context = self._context("score", len(ids), sequences=_SEQUENCES, outputs=self._batch)
         places = np.arange(len(ids))
         return np.concatenate(list(run_tokens(context, np.asarray(ids), places, np.zeros_like(places), wanted)))
+
+    def sequence_logits(
+        self, windows: Sequence[Sequence[int]], batch_size: int
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        check_windows(windows, self.context_length)
+        return self._sequence_logits(windows, max(1, min(batch_size, _SEQUENCES)))
+
+    def _sequence_logits(
+        self, windows: Sequence[Sequence[int]], most: int
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        order = sorted(range(len(windows)), key=lambda index: (-len(windows[index]), index))
+        sizes = [len(windows[index]) for index in order]
+        for batch in filled(order, sizes, most, self._batch):
+            cells = sum(len(windows[index]) for index in batch)
+            context = self._context("score", cells, sequences=_SEQUENCES, outputs=self._batch)
+            found = all_logits(context, [windows[index] for index in batch])
+            yield from zip(batch, found, strict=True)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         import numpy as np
@@ -265,7 +323,11 @@ class LlamaCppRuntime:
     def memory(self) -> MemoryUse:
         free = _free_bytes(self.device)  # llama.cpp takes a context's memory at once and keeps it: the use is the peak
         taken = None if free is None or self._free_before is None else max(0, self._free_before - free)
-        return MemoryUse(weights_bytes=self.weights_bytes, device_peak_bytes=taken)
+        return MemoryUse(
+            weights_bytes=self.weights_bytes,
+            device_peak_bytes=taken,
+            cache_bytes_per_token=self._cache.bytes_per_token,
+        )
 
     def close(self) -> None:
         self._contexts.clear()

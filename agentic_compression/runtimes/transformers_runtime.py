@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import inspect
-import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,19 +19,24 @@ from agentic_compression.runtimes.interface import (
     MemoryUse,
     Piece,
     Report,
+    TimedBatch,
     TimedRequest,
+    TokenCost,
     TokenPair,
     ignore,
 )
-from agentic_compression.runtimes.limits import check_answer_fits, check_pairs, check_windows
+from agentic_compression.runtimes.limits import check_answer_fits, check_batch_fits, check_pairs, check_windows
 from agentic_compression.runtimes.sampling import cut_at_stop, stream_pieces
+from agentic_compression.runtimes.token_costs import cache_bytes_of_config, cost_of_model
 from agentic_compression.runtimes.tokenizer import bos_of, encode_texts, end_ids
 from agentic_compression.runtimes.transformers_scoring import (
     can_share_contexts,
+    logits_of_windows,
     score_continuations,
     score_sequences,
     score_windows,
 )
+from agentic_compression.runtimes.transformers_timing import clock_of, serve_greedy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -175,26 +180,24 @@ class TransformersRuntime:
         yield from stream_pieces(run(prompt), lambda token: run([token]), self.tokenizer, self._ends, options)
 
     def time_request(self, prompt: Sequence[int], new_tokens: int) -> TimedRequest:
-        import torch
-
         check_answer_fits(prompt, GenerationOptions(new_tokens), self.context_length)
-        model, limit = self.model, self._last_only
-        clock = _CudaClock(self.device) if self.clock == "cuda_events" else _WallClock()
-        with torch.inference_mode():
-            ids = torch.tensor([list(prompt)], dtype=torch.long, device=model.device)
-            start = clock.mark()
-            output = model(input_ids=ids, use_cache=True, **limit)
-            token = output.logits[:, -1].argmax(dim=-1, keepdim=True)
-            first = clock.mark()
-            tokens = [token]
-            for _ in range(new_tokens - 1):
-                output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True, **limit)
-                token = output.logits[:, -1].argmax(dim=-1, keepdim=True)
-                tokens.append(token)
-            end = clock.mark()
-            clock.settle()
-            answer = torch.cat(tokens, dim=1)[0].tolist()
-        return TimedRequest(answer, clock.milliseconds(start, first), clock.milliseconds(start, end))
+        answers, times = serve_greedy(self.model, [prompt], new_tokens, self._last_only, clock_of(self.device))
+        return TimedRequest(answers[0], times[0], times[-1], tuple(times))
+
+    def time_batch(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> TimedBatch:
+        check_batch_fits(prompts, new_tokens, self.context_length)
+        answers, times = serve_greedy(self.model, prompts, new_tokens, self._last_only, clock_of(self.device))
+        return TimedBatch(answers, times[0], times[-1])
+
+    def cache_bytes(self, tokens: int) -> int | None:
+        # Keys and values are what the linear layers give, in the type of the model's activations.
+        config = self.model.config.get_text_config()
+        return cache_bytes_of_config(config, self.model.dtype.itemsize, max(0, tokens - 1))
+
+    def token_cost(self) -> TokenCost:
+        cost = cost_of_model(self.model)
+        # Without the limit every token of a prompt meets the output matrix.
+        return cost if self._last_only else replace(cost, head_flops=0)
 
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> NDArray[np.float32]:
         import torch
@@ -205,6 +208,12 @@ class TransformersRuntime:
             rows = self.model(input_ids=tokens).logits[0, list(positions)]
             found: NDArray[np.float32] = rows.float().cpu().numpy()
         return found
+
+    def sequence_logits(
+        self, windows: Sequence[Sequence[int]], batch_size: int
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        check_windows(windows, self.context_length)
+        return logits_of_windows(self.model, windows, batch_size, self.vocabulary)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         import numpy as np
@@ -223,10 +232,11 @@ class TransformersRuntime:
     def memory(self) -> MemoryUse:
         import torch
 
+        one = self.cache_bytes(2)
         if self._allocated_before is None:
-            return MemoryUse(weights_bytes=self.weights_bytes)
+            return MemoryUse(weights_bytes=self.weights_bytes, cache_bytes_per_token=one)
         peak = int(torch.cuda.max_memory_allocated(self.device)) - self._allocated_before
-        return MemoryUse(weights_bytes=self.weights_bytes, device_peak_bytes=peak)
+        return MemoryUse(weights_bytes=self.weights_bytes, device_peak_bytes=peak, cache_bytes_per_token=one)
 
     def close(self) -> None:
         import torch
@@ -267,41 +277,6 @@ class _StopStrings:
             for row in (row for row, stopped in enumerate(done) if stopped):
                 self._ended.setdefault(row, input_ids.shape[1])
         return torch.tensor(done, device=input_ids.device)
-
-
-class _WallClock:
-    """``time.perf_counter``, for work that is done when the call returns."""
-
-    def mark(self) -> float:
-        return time.perf_counter()
-
-    def settle(self) -> None:
-        return None
-
-    def milliseconds(self, first: float, second: float) -> float:
-        return (second - first) * 1e3
-
-
-class _CudaClock:
-    """CUDA events: moments on the GPU's own time line, without stopping it."""
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-
-    def mark(self) -> Any:
-        import torch
-
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
-    def settle(self) -> None:
-        import torch
-
-        torch.cuda.synchronize(self._device)
-
-    def milliseconds(self, first: Any, second: Any) -> float:
-        return float(first.elapsed_time(second))
 
 
 def _forget_generation_defaults(model: Any) -> None:

@@ -10,13 +10,17 @@ float32 whatever the model's dtype. Scores equal those of scoring whole sequence
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from agentic_compression.runtimes.interface import DocumentScore, Report, TokenPair, ignore
 from agentic_compression.runtimes.limits import document_score
 
-__all__ = ["can_share_contexts", "score_continuations", "score_sequences", "score_windows"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["can_share_contexts", "logits_of_windows", "score_continuations", "score_sequences", "score_windows"]
 
 _CONTEXT_TOKENS = 4096
 _LOGIT_BYTES = 1 << 28
@@ -99,17 +103,36 @@ def score_windows(
     Raises:
         CompressionError: when a likelihood is not a finite number.
     """
-    order = sorted(range(len(windows)), key=lambda index: (-len(windows[index]), index))
     scores: dict[int, DocumentScore] = {}
+    for batch in _document_batches(windows, batch_size, vocabulary):
+        scores.update(zip(batch, _score_documents(model, [windows[index] for index in batch]), strict=True))
+        report(len(batch))
+    return [scores[index] for index in range(len(windows))]
+
+
+def logits_of_windows(
+    model: Any, windows: Sequence[Sequence[int]], batch_size: int, vocabulary: int
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Each window's place and the logits after every one of its tokens; batched as ``score_windows`` does."""
+    import torch
+
+    for batch in _document_batches(windows, batch_size, vocabulary):
+        with torch.inference_mode():
+            logits = model(input_ids=_padded([windows[index] for index in batch], model.device)).logits
+            found = logits.float().cpu().numpy()
+        for row, index in enumerate(batch):
+            yield index, found[row, : len(windows[index])]
+
+
+def _document_batches(windows: Sequence[Sequence[int]], batch_size: int, vocabulary: int) -> Iterator[list[int]]:
+    """Places of windows, the longest first; some thousand tokens a batch."""
+    order = sorted(range(len(windows)), key=lambda index: (-len(windows[index]), index))
     position = 0
     while position < len(order):
         longest = len(windows[order[position]])
         rows = max(1, min(batch_size, _DOCUMENT_TOKENS // longest, _LOGIT_BYTES // (4 * longest * vocabulary)))
-        batch = order[position : position + rows]
-        scores.update(zip(batch, _score_documents(model, [windows[index] for index in batch]), strict=True))
-        position += len(batch)
-        report(len(batch))
-    return [scores[index] for index in range(len(windows))]
+        yield order[position : position + rows]
+        position += rows
 
 
 def _batches(

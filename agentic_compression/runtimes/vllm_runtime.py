@@ -31,11 +31,20 @@ from agentic_compression.runtimes.interface import (
     MemoryUse,
     Piece,
     Report,
+    TimedBatch,
     TimedRequest,
+    TokenCost,
     TokenPair,
     ignore,
 )
-from agentic_compression.runtimes.limits import check_answer_fits, check_pairs, check_windows, document_score
+from agentic_compression.runtimes.limits import (
+    check_answer_fits,
+    check_batch_fits,
+    check_pairs,
+    check_windows,
+    document_score,
+)
+from agentic_compression.runtimes.token_costs import cache_bytes_of_config, cost_of_safetensors
 from agentic_compression.runtimes.tokenizer import bos_of, end_ids, load_tokenizer
 from agentic_compression.runtimes.vllm_schemes import check_vllm_loads
 
@@ -91,7 +100,8 @@ class VllmRuntime:
         self.context_length = int(config.max_model_len) - 2
         self.bos = bos_of(self.tokenizer)
         self._ends = end_ids(self.tokenizer, folder)
-        self.weights_bytes = sum(file.stat().st_size for file in weight_files(folder))
+        self._files = weight_files(folder)
+        self.weights_bytes = sum(file.stat().st_size for file in self._files)
         self._numbers = itertools.count()
 
     def score(self, pairs: Sequence[TokenPair], batch_size: int, report: Report = ignore) -> list[tuple[float, bool]]:
@@ -157,16 +167,42 @@ class VllmRuntime:
 
     def time_request(self, prompt: Sequence[int], new_tokens: int) -> TimedRequest:
         check_answer_fits(prompt, GenerationOptions(new_tokens), self.context_length)
-        params = self._vllm.SamplingParams(
-            max_tokens=new_tokens, min_tokens=new_tokens, ignore_eos=True, temperature=0.0, detokenize=False
-        )
-        start, first = time.perf_counter(), 0.0
+        start = time.perf_counter()
+        moments: list[float] = []
         tokens: list[int] = []
-        for output in self._steps(prompt, params):
-            first = first or time.perf_counter()
+        for output in self._steps(prompt, self._fixed(new_tokens)):
             tokens = [int(token) for token in output.outputs[0].token_ids]
+            moments += [time.perf_counter()] * (len(tokens) - len(moments))
+        times = tuple((moment - start) * 1e3 for moment in moments)
+        return TimedRequest(tokens, times[0], times[-1], times)
+
+    def time_batch(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> TimedBatch:
+        check_batch_fits(prompts, new_tokens, self.context_length)
+        engine, params = self._llm.llm_engine, self._fixed(new_tokens)
+        names = [f"acf-{next(self._numbers)}" for _ in prompts]
+        answers: dict[str, list[int]] = {}
+        start, first = time.perf_counter(), 0.0
+        for name, prompt in zip(names, prompts, strict=True):
+            engine.add_request(name, self._vllm.TokensPrompt(prompt_token_ids=list(prompt)), params)
+        while engine.has_unfinished_requests():  # early answers go on while the last prompts are still read
+            for output in engine.step():
+                answers[output.request_id] = [int(token) for token in output.outputs[0].token_ids]
+            if not first and all(answers.get(name) for name in names):
+                first = time.perf_counter()
         end = time.perf_counter()
-        return TimedRequest(tokens, (first - start) * 1e3, (end - start) * 1e3)
+        return TimedBatch([answers[name] for name in names], (first - start) * 1e3, (end - start) * 1e3)
+
+    def cache_bytes(self, tokens: int) -> int | None:
+        engine = self._llm.llm_engine
+        if engine.cache_config.cache_dtype not in ("auto", "bfloat16", "float16"):
+            return None
+        block = int(engine.cache_config.block_size)
+        config = engine.model_config.hf_text_config
+        return cache_bytes_of_config(config, engine.model_config.dtype.itemsize, -(-tokens // block) * block)
+
+    def token_cost(self) -> TokenCost:
+        dtype = str(self._llm.llm_engine.model_config.dtype).removeprefix("torch.")
+        return cost_of_safetensors(self._files, dtype)
 
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> NDArray[np.float32]:
         import numpy as np
@@ -180,6 +216,12 @@ class VllmRuntime:
                 rows[row, token] = item.logprob
         return rows
 
+    def sequence_logits(
+        self, windows: Sequence[Sequence[int]], batch_size: int
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        check_windows(windows, self.context_length)
+        return ((place, self.logits(window, range(len(window)))) for place, window in enumerate(windows))
+
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         raise UnavailableError(
             "embeddings are not available, because a vLLM engine that generates cannot pool hidden states; "
@@ -190,7 +232,9 @@ class VllmRuntime:
         import torch
 
         taken = max(0, self._free_before - int(torch.cuda.mem_get_info()[0]))
-        return MemoryUse(weights_bytes=self.weights_bytes, device_peak_bytes=taken)
+        blocks = self.cache_bytes(1)
+        one = None if blocks is None else blocks // int(self._llm.llm_engine.cache_config.block_size)
+        return MemoryUse(weights_bytes=self.weights_bytes, device_peak_bytes=taken, cache_bytes_per_token=one)
 
     def close(self) -> None:
         import torch
@@ -198,6 +242,12 @@ class VllmRuntime:
         self._llm = None
         gc.collect()
         torch.cuda.empty_cache()
+
+    def _fixed(self, new_tokens: int) -> Any:
+        """A greedy answer of exactly so many tokens."""
+        return self._vllm.SamplingParams(
+            max_tokens=new_tokens, min_tokens=new_tokens, ignore_eos=True, temperature=0.0, detokenize=False
+        )
 
     def _sampling(self, options: GenerationOptions, *, delta: bool = False) -> Any:
         kinds = importlib.import_module("vllm.sampling_params").RequestOutputKind

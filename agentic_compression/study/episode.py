@@ -11,10 +11,11 @@ from agentic_compression.checkpoints import checkpoint_ref
 from agentic_compression.data import require_valid, resolve_dataset, validate_dataset, write_report
 from agentic_compression.data.calibration_text import with_calibration_text
 from agentic_compression.errors import AcfError, StrategyError
+from agentic_compression.evaluation.cost import co2_grams
 from agentic_compression.evaluation.energy import EnergyMeter, select_counter
 from agentic_compression.evaluation.grid import grid_factor
 from agentic_compression.evaluation.request import EvaluationRequest
-from agentic_compression.frontier import build_frontier
+from agentic_compression.frontier import build_frontier, comparable
 from agentic_compression.methods import describe_methods, get_method, search_space
 from agentic_compression.methods.request import CompressionRequest
 from agentic_compression.methods.without_calibration import without_calibration
@@ -45,7 +46,9 @@ from agentic_compression.study.feasibility import compression_device, feasibilit
 from agentic_compression.study.files import episode_folder, write_episode, write_spec, write_study_files
 from agentic_compression.study.model_source import fetch_model, readable_model
 from agentic_compression.study.naming import short_name
+from agentic_compression.study.results_validation import validate_results
 from agentic_compression.study.retention import drop_dominated
+from agentic_compression.study.screening import screening_plan, teacher_of
 from agentic_compression.study.workbench import Workbench
 
 __all__ = ["compress", "dataset_of", "evaluate", "infer_model_spec", "plan_episode", "update_frontier", "validate_data"]
@@ -97,6 +100,7 @@ def dataset_of(config: StudyConfig, settings: Settings) -> DatasetSpec:
         benchmark_dir=benchmark_dir,
         limit=config.evaluation.limit,
         seed=config.seed,
+        tasks=config.tasks or None,
     )
     if config.calibration == "train":
         return dataset
@@ -118,7 +122,7 @@ def plan_episode(config: StudyConfig, spec: ModelSpec, dataset: DatasetSpec, ben
         proposal = propose_episode(
             config.planner,
             space,
-            records,
+            comparable(records),
             config.seed,
             storage_path=bench.folder(config.name) / "planner_journal.log",
             in_flight=bench.history.in_flight(config.name),
@@ -176,7 +180,9 @@ def compress(
         return _work(COMPRESS, changed, CompressionOutcome, config, bench)
 
     def measure(checkpoint: CheckpointRef) -> QualityOutcome:
-        return _work(QUALITY, _evaluation_request(config, dataset, checkpoint, bench), QualityOutcome, config, bench)
+        request = _evaluation_request(config, dataset, checkpoint, bench)
+        request = request.model_copy(update={"split": "search", "report_share": config.report_share})
+        return _work(QUALITY, request, QualityOutcome, config, bench)
 
     baseline = checkpoint_ref(Path(request.model_path), Strategy().key, shared=True)
     settled = settle_conditions(plan.strategy, baseline, carry_out, measure)
@@ -206,15 +212,38 @@ def compression_request(
 
 
 def evaluate(
-    config: StudyConfig, dataset: DatasetSpec, compressed: CompressionOutcome, bench: Workbench
+    config: StudyConfig,
+    dataset: DatasetSpec,
+    compressed: CompressionOutcome,
+    bench: Workbench,
+    plan: EpisodePlan | None = None,
 ) -> EvaluationOutcome:
-    """Measure the checkpoint in a fresh child process; a strategy that gave none keeps its status and reason."""
+    """Measure the checkpoint in a fresh child process; a strategy that gave none keeps its status and reason.
+
+    With the episode's plan only the search items are asked, the rungs may reject it, and it is asked the report items
+    when it stands among its rivals. Without one (by hand) all items are asked and nothing is rejected.
+    """
     if compressed.checkpoint is None:
         return EvaluationOutcome(status=compressed.status, error=compressed.error)
     bench.announce("step", name="evaluate")
     bench.lease.hold()
-    return _work(
-        EVALUATE, _evaluation_request(config, dataset, compressed.checkpoint, bench), EvaluationOutcome, config, bench
+    request = _evaluation_request(config, dataset, compressed.checkpoint, bench)
+    if plan is not None:
+        request = _of_study(request, config, plan, bench)
+    return _work(EVALUATE, request, EvaluationOutcome, config, bench)
+
+
+def _of_study(
+    request: EvaluationRequest, config: StudyConfig, plan: EpisodePlan, bench: Workbench
+) -> EvaluationRequest:
+    """The same on the search side, with the rivals and the teacher of this episode."""
+    return request.model_copy(
+        update={
+            "split": "search",
+            "report_share": config.report_share,
+            "screening": screening_plan(config, plan, bench),
+            "teacher": teacher_of(config, plan, bench),
+        }
     )
 
 
@@ -227,7 +256,12 @@ def _evaluation_request(
         dataset=dataset,
         settings=config.evaluation,
         grid_country=settings.grid_country,
+        grid_region=settings.grid_region,
         grid_grams_per_kwh=settings.grid_grams_per_kwh,
+        pue=settings.pue,
+        price_per_kwh=settings.electricity_price,
+        currency=settings.electricity_currency,
+        gpu_watts=settings.gpu_watts,
         cpu_watts_per_core=settings.cpu_watts_per_core,
         store_root=str(settings.artifacts / "evaluations"),
         tasks_dir=str(configs_dir() / "tasks"),
@@ -266,10 +300,12 @@ def rebuild_frontier(config: StudyConfig, bench: Workbench, *, termination: str 
         if not (episode_folder(folder, record.episode) / "results.json").exists():
             full = bench.history.evaluation(config.name, record.episode)
             write_episode(folder, record.model_copy(update={"evaluation": full}), is_pareto_optimal=False)
-    document = build_frontier(config.name, records, config.constraints)
+    checked = validate_results(config.name, records, bench)
+    document = build_frontier(config.name, checked.ranked(records), config.constraints)
+    document = document.model_copy(update={"excluded": checked.excluded})
     if bench.registry is not None and document.solutions:
         name = registered_name(short_name(config.model), short_name(config.dataset))
-        document = promote_frontier(bench.registry, name, document, records)
+        document = promote_frontier(bench.registry, name, document, records, checked.withheld)
     bench.history.mark_frontier(config.name, frozenset(item.episode for item in document.solutions))
     write_study_files(folder, config, document, records, termination)
     drop_dominated(bench, document, records)
@@ -289,6 +325,7 @@ def episode_record(
     total = compressed.seconds + evaluated.seconds
     now = datetime.now(UTC)
     settings = bench.settings
+    grid = grid_factor(settings.grid_country, settings.grid_grams_per_kwh, settings.grid_region)
     both_measured = compressed.energy_source == evaluated.energy_source == "measured"
     return EpisodeRecord(
         study=config.name,
@@ -300,6 +337,8 @@ def episode_record(
         intervals=evaluation.intervals if evaluation else {},
         checkpoint=compressed.checkpoint,
         evaluation=evaluation,
+        screening=evaluated.screening,
+        report=evaluated.report,
         rationale=plan.rationale,
         planner=plan.planner,
         source=plan.source,
@@ -309,7 +348,7 @@ def episode_record(
         joules=joules,
         decisions=compressed.decisions,
         energy_source="measured" if both_measured else "estimated",
-        co2_grams_spent=joules / 3.6e6 * grid_factor(settings.grid_country, settings.grid_grams_per_kwh).grams_per_kwh,
+        co2_grams_spent=co2_grams(joules, grid.grams_per_kwh, settings.pue),
         environment=evaluation.environment if evaluation else None,
         started_at=datetime.fromtimestamp(time.time() - total, UTC).isoformat(timespec="seconds"),
         finished_at=now.isoformat(timespec="seconds"),

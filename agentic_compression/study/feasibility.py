@@ -12,9 +12,11 @@ from agentic_compression.methods.request import CompressionRequest
 from agentic_compression.records import DatasetSpec, ModelSpec, Strategy, StudyConfig
 from agentic_compression.study.workbench import Workbench
 
-__all__ = ["compression_device", "expected_cost", "feasibility"]
+__all__ = ["compression_device", "expected_cost", "feasibility", "smallest_size_gb"]
 
 _BYTES_A_TOKEN = 4
+_SIZE_MARGIN = 0.02  # a model's shipped bytes are not exactly its parameters'
+_BITS: dict[str, int | None] = {"rtn": None, "gptq": None, "awq": None, "autoround": None, "int8": 8, "nf4": 4}
 
 
 def feasibility(
@@ -32,7 +34,8 @@ def feasibility(
     stored = stored_prefix(Path(request.checkpoints_root), content_key(request)) is not None
     if request.strategy.is_baseline or stored or request.device.startswith("cuda"):
         return expected, None
-    return expected, infeasible_reason(expected) or _too_slow(config, request.strategy, expected, bench)
+    reason = _too_large(config, spec, request.strategy) or infeasible_reason(expected)
+    return expected, reason or _too_slow(config, request.strategy, expected, bench)
 
 
 def expected_cost(
@@ -55,6 +58,39 @@ def expected_cost(
 def compression_device(config: StudyConfig) -> str:
     """Where methods compute; ``auto`` is the CPU, which every method can use."""
     return "cpu" if config.evaluation.device == "auto" else config.evaluation.device
+
+
+def smallest_size_gb(spec: ModelSpec, strategy: Strategy) -> float | None:
+    """What a strategy's checkpoint cannot be smaller than, by arithmetic; None where arithmetic does not tell.
+
+    Told of strategies that only store weights in fewer bits: every weight takes at least the bits of the last stage;
+    embeddings that keep more, scales, zeros and the files beside the weights are not counted.
+    """
+    if not strategy.stages or any(stage.method not in _BITS for stage in strategy.stages):
+        return None
+    bits = _BITS[strategy.stages[-1].method]
+    if bits is None:
+        found = strategy.stages[-1].parameters.get("bits")
+        if not isinstance(found, int):
+            return None
+        bits = found
+    return spec.parameters * bits / 8 / 1e9
+
+
+def _too_large(config: StudyConfig, spec: ModelSpec, strategy: Strategy) -> str | None:
+    """Why no checkpoint of this strategy can satisfy the study's bounds on size, or None."""
+    smallest = smallest_size_gb(spec, strategy)
+    if smallest is None:
+        return None
+    whole = spec.parameters * spec.bytes_per_parameter / 1e9
+    for constraint in config.constraints:
+        unit = {"model_size_gb": 1.0, "size_ratio": whole}.get(constraint.quantity)
+        if unit and constraint.operator == "<=" and smallest > constraint.bound * unit * (1 + _SIZE_MARGIN):
+            return (
+                f"the checkpoint would take {smallest:.4g} GB at least, {smallest / whole:.0%} of the model; "
+                f"the study asks for {constraint}: use fewer bits, or remove parts before"
+            )
+    return None
 
 
 def _too_slow(config: StudyConfig, strategy: Strategy, expected: Estimate, bench: Workbench) -> str | None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from agentic_compression.frontier import hypervolume_by_episode
+from agentic_compression.frontier import comparable, hypervolume_by_episode, reported
 from agentic_compression.frontier.plot import frontier_html
 from agentic_compression.records import (
     EpisodeRecord,
@@ -44,8 +44,11 @@ def episode_results(record: EpisodeRecord, is_pareto_optimal: bool) -> EpisodeRe
         rationale=record.rationale,
         source=record.source,
         decisions=record.decisions,
+        screening=record.screening,
         objectives=record.objectives,
         intervals=record.intervals,
+        report_accuracy=record.report.accuracy if record.report else None,
+        report_scores={s.task: s.score.value for s in record.report.benchmarks} if record.report else {},
         energy_source=record.energy_source,
         is_pareto_optimal=is_pareto_optimal,
         environment=record.environment,
@@ -80,7 +83,8 @@ def write_study_files(
     write_record(folder / "study.json", config)
     write_record(folder / "pareto_frontier.json", document)
     write_record(folder / "final_results.json", results)
-    write_atomically(folder / "pareto_visualization.html", frontier_html(document, records))
+    shown = comparable(records, document.excluded)
+    write_atomically(folder / "pareto_visualization.html", frontier_html(document, shown))
     members = {solution.episode for solution in document.solutions}
     for record in records:
         _correct_membership(folder, record, record.episode in members)
@@ -109,7 +113,7 @@ def final_results(
         termination_reason=termination,
         baseline=document.baseline,
         solutions=document.solutions,
-        hypervolume_by_episode=tuple(hypervolume_by_episode(records)),
+        hypervolume_by_episode=tuple(hypervolume_by_episode(reported(comparable(records, document.excluded)))),
         wall_seconds=sum(record.timings.get("total", 0.0) for record in records),
         energy_kwh=sum(record.joules for record in records) / 3.6e6,
         co2_grams=sum(record.co2_grams_spent for record in records),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from agentic_compression.errors import AcfError
-from agentic_compression.frontier import termination
+from agentic_compression.frontier import comparable, termination
 from agentic_compression.records import EpisodeRecord, FinalResults, StudyConfig
 from agentic_compression.study.episode import rebuild_frontier
 from agentic_compression.study.workbench import Workbench
@@ -59,4 +59,4 @@ def read_results(config: StudyConfig, bench: Workbench) -> FinalResults:
 def _end(config: StudyConfig, records: Sequence[EpisodeRecord]) -> str | None:
     seconds = sum(record.timings.get("total", 0.0) for record in records)
     kilograms = sum(record.co2_grams_spent for record in records) / 1000
-    return termination(config, records, seconds, kilograms)
+    return termination(config, comparable(records), seconds, kilograms)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from agentic_compression.records import EpisodePlan, EpisodeRecord, Evaluation, Strategy, StudyConfig
+from collections.abc import Mapping
+
+from agentic_compression.records import EpisodePlan, EpisodeRecord, Evaluation, Report, Strategy, StudyConfig
 
 __all__ = ["MemoryHistory"]
 
@@ -15,6 +17,7 @@ class MemoryHistory:
         self._records: dict[str, dict[int, EpisodeRecord]] = {}
         self._claims: dict[str, dict[int, EpisodePlan]] = {}
         self.members: dict[str, frozenset[int]] = {}
+        self.attached: dict[str, dict[str, str]] = {}
 
     def open_study(self, config: StudyConfig, digests: str = "") -> None:
         """Begin the study."""
@@ -26,7 +29,7 @@ class MemoryHistory:
 
     def forget(self, study: str) -> None:
         """Drop it."""
-        for store in (self._studies, self._records, self._claims, self.members):
+        for store in (self._studies, self._records, self._claims, self.members, self.attached):
             store.pop(study, None)
 
     def records(self, study: str) -> list[EpisodeRecord]:
@@ -41,6 +44,11 @@ class MemoryHistory:
         """The full evaluation."""
         record = self._records.get(study, {}).get(episode)
         return record.evaluation if record else None
+
+    def report(self, study: str, episode: int) -> Report | None:
+        """Quality on the report items."""
+        record = self._records.get(study, {}).get(episode)
+        return record.report if record else None
 
     def adopt(self, study: str) -> EpisodePlan | None:
         """Take over the lowest claim left by ``abandon``."""
@@ -77,6 +85,11 @@ class MemoryHistory:
         """Finish."""
         self._claims.get(record.study, {}).pop(record.episode, None)
         self._records.setdefault(record.study, {})[record.episode] = record
+
+    def attach(self, study: str, texts: Mapping[str, str]) -> None:
+        """Remember the files."""
+        if 0 in self._records.get(study, {}):
+            self.attached.setdefault(study, {}).update(texts)
 
     def mark_frontier(self, study: str, members: frozenset[int]) -> None:
         """Remember the members."""

@@ -61,6 +61,7 @@ class ScriptedSupervisor(Supervisor):
     def _evaluate(self, request: Any) -> TaskOutcome:
         evaluation = self.script(self._strategies[request.checkpoint.strategy_key])
         assert isinstance(evaluation, Evaluation)
+        evaluation = evaluation.model_copy(update={"checkpoint_digest": request.checkpoint.digest})
         result = {"status": "succeeded", "evaluation": evaluation.model_dump(mode="json")}
         return TaskOutcome(status="succeeded", result=result, wall_seconds=2.0, cpu_seconds=2.0)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
-from agentic_compression.records import EpisodePlan, EpisodeRecord, Evaluation, Strategy, StudyConfig
+from agentic_compression.records import EpisodePlan, EpisodeRecord, Evaluation, Report, Strategy, StudyConfig
 
 __all__ = ["History"]
 
@@ -31,10 +32,13 @@ class History(Protocol):
         """Remove the study; nothing happens when there is none."""
 
     def records(self, study: str) -> list[EpisodeRecord]:
-        """All recorded episodes, by number; evaluations are left out but for episode 0's."""
+        """All recorded episodes, by number; evaluations are left out but for episode 0's, and reports' tasks."""
 
     def evaluation(self, study: str, episode: int) -> Evaluation | None:
         """The full evaluation of one episode, with its per-item outcomes."""
+
+    def report(self, study: str, episode: int) -> Report | None:
+        """The full quality of one episode on the report items, where they were asked."""
 
     def adopt(self, study: str) -> EpisodePlan | None:
         """Take over the lowest-numbered claim whose process is no longer alive, if there is one."""
@@ -50,6 +54,9 @@ class History(Protocol):
 
     def record(self, record: EpisodeRecord) -> None:
         """Store the outcome; recording the same episode again replaces it."""
+
+    def attach(self, study: str, texts: Mapping[str, str]) -> None:
+        """Keep files that tell of the whole study, by name, with its baseline; nothing happens without a baseline."""
 
     def mark_frontier(self, study: str, members: frozenset[int]) -> None:
         """Note on every episode whether it is on the frontier now."""

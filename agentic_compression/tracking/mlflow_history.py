@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +14,7 @@ from agentic_compression.records import (
     EpisodeRecord,
     Evaluation,
     Objectives,
+    Report,
     Strategy,
     StudyConfig,
 )
@@ -118,6 +119,13 @@ class MlflowHistory:
             return self._evaluation(run)
         return None
 
+    def report(self, study: str, episode: int) -> Report | None:
+        """The full quality of one episode on the report items, where they were asked."""
+        for run in self._runs(study, f"tags.`{_EPISODE}` = '{episode}' and tags.`{_STATUS}` != 'claimed'"):
+            text = self._artifact(run, "report.json")
+            return Report.model_validate_json(text) if text else None
+        return None
+
     def adopt(self, study: str) -> EpisodePlan | None:
         """Take over the lowest-numbered claim whose process is gone."""
         orphans = [run for run in self._claims(study) if not owner_is_alive(run.data.tags.get(_OWNER, ""), _age_s(run))]
@@ -168,7 +176,9 @@ class MlflowHistory:
         self.client.log_text(run_id, record.strategy.model_dump_json(indent=2), "strategy.json")
         if record.evaluation is not None:
             self.client.log_text(run_id, record.evaluation.model_dump_json(indent=2), "evaluation.json")
-        slim = _fitting(record.model_copy(update={"evaluation": None}))
+        if record.report is not None:
+            self.client.log_text(run_id, record.report.model_dump_json(indent=2), "report.json")
+        slim = _fitting(_slim(record))
         now = int(time.time() * 1000)
         metrics = [Metric(key, value, now, 0) for key, value in _metrics(record).items()]
         tags = [RunTag("acf.energy_source", record.energy_source), RunTag("acf.source", record.source)]
@@ -178,6 +188,13 @@ class MlflowHistory:
         # One transaction makes the episode count: the record and its status together.
         self.client.log_batch(run_id, tags=[RunTag(_RECORD, slim.model_dump_json()), RunTag(_STATUS, record.status)])
         self.client.set_terminated(run_id, "FINISHED" if record.status == "succeeded" else "FAILED")
+
+    def attach(self, study: str, texts: Mapping[str, str]) -> None:
+        """Log the files as artifacts of the baseline's run, over those of the same name."""
+        for run in self._runs(study, f"tags.`{_EPISODE}` = '0' and tags.`{_STATUS}` != 'claimed'"):
+            for name, text in texts.items():
+                self.client.log_text(run.info.run_id, text, name)
+            return
 
     def mark_frontier(self, study: str, members: frozenset[int]) -> None:
         """Tag every episode's run with whether it is on the frontier now."""
@@ -215,18 +232,20 @@ class MlflowHistory:
         return self._runs(study, f"tags.`{_STATUS}` = 'claimed'")
 
     def _evaluation(self, run: Run) -> Evaluation | None:
+        text = self._artifact(run, "evaluation.json")
+        return Evaluation.model_validate_json(text) if text else None
+
+    def _artifact(self, run: Run, name: str) -> str | None:
+        """The text of a run's artifact; None when it has none of this name."""
         from urllib.parse import unquote, urlparse
 
         location = urlparse(run.info.artifact_uri)
         if location.scheme in {"", "file"}:
-            path = Path(unquote(location.path)) / "evaluation.json"
-            return Evaluation.model_validate_json(path.read_text()) if path.exists() else None
-        names = [item.path for item in self.client.list_artifacts(run.info.run_id)]
-        if "evaluation.json" not in names:
+            path = Path(unquote(location.path)) / name
+            return path.read_text() if path.exists() else None
+        if name not in [item.path for item in self.client.list_artifacts(run.info.run_id)]:
             return None
-        return Evaluation.model_validate_json(
-            Path(self.client.download_artifacts(run.info.run_id, "evaluation.json")).read_text()
-        )
+        return Path(self.client.download_artifacts(run.info.run_id, name)).read_text()
 
 
 def study_key(config: StudyConfig) -> str:
@@ -234,7 +253,8 @@ def study_key(config: StudyConfig) -> str:
     evaluation = config.evaluation
     return (
         f"model={config.model} dataset={config.dataset} seed={config.seed} "
-        f"limit={evaluation.limit} workload={evaluation.prompt_tokens}+{evaluation.new_tokens}"
+        f"limit={evaluation.limit} workload={evaluation.prompt_tokens}+{evaluation.new_tokens} "
+        f"report_share={config.report_share:g}"
     )
 
 
@@ -247,6 +267,21 @@ def _plan_of(run: Run) -> EpisodePlan:
 
 
 Texts = TypeVar("Texts", EpisodePlan, EpisodeRecord)
+
+
+def _slim(record: EpisodeRecord) -> EpisodeRecord:
+    """What of a record goes into a tag: no items, and of the rungs' readings the last of each rung and quantity.
+
+    The reason of a rejection is the record's error, so it is not kept twice.
+    """
+    last = {(reading.rung, reading.quantity): reading for reading in record.screening}
+    return record.model_copy(
+        update={
+            "evaluation": None,
+            "report": record.report.model_copy(update={"benchmarks": ()}) if record.report else None,
+            "screening": tuple(reading.model_copy(update={"reason": ""}) for reading in last.values()),
+        }
+    )
 
 
 def _fitting(value: Texts) -> Texts:
@@ -290,6 +325,9 @@ def _metrics(record: EpisodeRecord) -> dict[str, float]:
             metrics[name] = float(getattr(record.objectives, name))
             if name in record.intervals:
                 metrics[f"{name}.low"], metrics[f"{name}.high"] = record.intervals[name]
+    if record.report is not None:
+        accuracy = record.report.accuracy
+        metrics |= {"report.accuracy": accuracy.value, "report.low": accuracy.low, "report.high": accuracy.high}
     if record.evaluation is not None:
         evaluation = record.evaluation
         metrics["throughput_tokens_per_s"] = evaluation.latency.throughput_tokens_per_s

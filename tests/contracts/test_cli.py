@@ -22,6 +22,7 @@ WITH_JSON = (
     "acf analyze",
     "acf compress",
     "acf evaluate",
+    "acf compare",
     "acf doctor",
     "acf registry list",
 )

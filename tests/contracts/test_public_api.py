@@ -16,6 +16,11 @@ from tests.contracts.tree import PACKAGES, ROOT, package_folders, source_files
 MOST_LINES = 450
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "base"}
 UNSAFE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+# Running a program is what these are for; both confine their process before they read it.
+CONFINED_EXECUTION = {
+    "agentic_compression/sandbox/inside/tester.py",
+    "agentic_compression/sandbox/inside/worker.py",
+}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
 DOMAIN = [path for path in package_folders() if path.relative_to(ROOT).parts[0] == "agentic_compression"]
 EVERYWHERE = (*PACKAGES, "tests", "scripts", "benchmarks")
@@ -108,7 +113,12 @@ def test_no_file_is_too_long() -> None:
 
 
 def test_no_data_is_run_as_code() -> None:
-    found = [f"{_name(path)}:{line}: {what}" for path in source_files(*PACKAGES) for line, what in _unsafe(_tree(path))]
+    found = [
+        f"{_name(path)}:{line}: {what}"
+        for path in source_files(*PACKAGES)
+        for line, what in _unsafe(_tree(path))
+        if not (_name(path) in CONFINED_EXECUTION and what in {"exec(…)", "compile(…)"})
+    ]
     assert found == []
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from agentic_compression.evaluation.evaluate import evaluate
 from agentic_compression.evaluation.harness import quiet_harness
-from agentic_compression.evaluation.harness_tasks import benchmark_folder, build_harness_task
+from agentic_compression.evaluation.harness_tasks import benchmark_file, build_harness_task
 from agentic_compression.evaluation.language_modelling import (
     encode_documents,
     perplexity_of,
@@ -154,8 +154,8 @@ def test_a_local_benchmark_is_asked_as_the_harness_asks_it(
 ) -> None:
     from lm_eval.tasks import TaskManager
 
-    folder = benchmark_folder("gsm8k")
-    definition = yaml.safe_load((folder / "gsm8k.yaml").read_text())
+    file = benchmark_file("gsm8k")
+    definition = yaml.safe_load(file.read_text())
     own: Any = TaskManager(include_defaults=False).load(
         [
             {

@@ -43,7 +43,10 @@ def _harness_yaml() -> dict[str, Path]:
     assert spec is not None
     assert spec.submodule_search_locations is not None
     root = Path(spec.submodule_search_locations[0]) / "tasks"
-    folders = ("gsm8k", "commonsense_qa", "truthfulqa", "hellaswag", "arc", "winogrande", "wikitext", "mmlu/default")
+    folders = (
+        *("gsm8k", "commonsense_qa", "truthfulqa", "hellaswag", "arc", "winogrande", "wikitext", "mmlu/default"),
+        *("bbh/cot_fewshot", "humaneval"),
+    )
     found = {}
     for folder in folders:
         for path in (root / folder).glob("*.yaml"):
@@ -92,7 +95,7 @@ def test_hub_datasets_and_splits_are_those_of_the_harness() -> None:
 @pytest.mark.parametrize(
     ("name", "items"),
     [("gsm8k", [1319]), ("commonsenseqa", [1221]), ("truthfulqa", [817, 817]), ("hellaswag", [1000]),
-     ("arc", [2376, 1172]), ("winogrande", [1267]), ("wikitext", [62])],
+     ("arc", [2376, 1172]), ("winogrande", [1267]), ("wikitext", [62]), ("humaneval", [164])],
 )  # fmt: skip
 def test_resolve_finds_all_published_items(settings: Settings, name: str, items: list[int]) -> None:
     spec = _resolve(name, settings, limit=None)
@@ -114,6 +117,62 @@ def test_resolve_mmlu_has_57_subjects_and_shares_the_limit(settings: Settings) -
 
 
 @needs_files
+def test_bigbench_hard_has_27_tasks_weighted_by_items_as_the_group_of_the_harness(settings: Settings) -> None:
+    spec = _resolve("bigbench_hard", settings, limit=None)
+    assert len(spec.tasks) == 27
+    assert sum(task.items for task in spec.tasks) == 6511
+    group = _load(_harness_yaml()["bbh_cot_fewshot_snarks"].parent / "_bbh_cot_fewshot.yaml")
+    assert sorted(task.lm_eval_task or "" for task in spec.tasks) == sorted(group["task"])
+    assert group["aggregate_metric_list"][0]["weight_by_size"] is True
+    assert all(task.weight == pytest.approx(task.items / 6511) for task in spec.tasks)
+    assert sum(task.items for task in _resolve("bigbench_hard", settings, limit=40).tasks) == 40
+
+
+@needs_files
+def test_numbers_of_examples_are_the_definitions_unless_said_otherwise(settings: Settings) -> None:
+    assert {name: benchmark.few_shot for name, benchmark in BENCHMARKS.items()} == {
+        **{"gsm8k": 5, "mmlu": 5, "bigbench_hard": 3},
+        **dict.fromkeys(["commonsenseqa", "truthfulqa", "humaneval", "hellaswag", "arc", "winogrande", "wikitext"], 0),
+    }
+    for benchmark in BENCHMARKS.values():
+        assert benchmark.convention
+        for task, _, _ in benchmark.hub:
+            defined = _load(_harness_yaml()[task], functions=False).get("num_fewshot")
+            assert benchmark.few_shot == defined or (defined is None and benchmark.name != "gsm8k")
+    assert [task.few_shot for task in _resolve("gsm8k,arc", settings).tasks] == [5, 0, 0]
+
+
+@needs_files
+def test_weights_and_tasks_choose_what_counts(settings: Settings) -> None:
+    spec = _resolve("arc=3, hellaswag", settings)
+    assert [(task.lm_eval_task, task.weight) for task in spec.tasks] == [
+        ("arc_easy", 1.5),
+        ("arc_challenge", 1.5),
+        ("hellaswag", 1.0),
+    ]
+    few = resolve_dataset(
+        "arc=3,truthfulqa=0.5", settings=settings, benchmark_dir=_FOLDER, limit=5, tasks=["arc_easy", "truthfulqa"]
+    )
+    assert {task.name: task.weight for task in few.tasks} == {
+        "arc_easy": 3.0,
+        "truthfulqa_mc1": 0.25,
+        "truthfulqa_mc2": 0.25,
+    }
+    shown = resolve_dataset(
+        "arc,hellaswag", settings=settings, benchmark_dir=_FOLDER, limit=5, tasks=["hellaswag_subset"]
+    )
+    assert [task.name for task in shown.tasks] == ["hellaswag_subset"]
+    with pytest.raises(DatasetError, match=r"did you mean arc_easy.*arc_challenge"):
+        resolve_dataset("arc", settings=settings, benchmark_dir=_FOLDER, tasks=["arc_eazy"])
+
+
+@pytest.mark.parametrize("text", ["arc=0", "arc=-1", "arc=e", "arc=1e999", "arc=2,arc=3"])
+def test_weights_must_be_positive_and_one_a_name(settings: Settings, text: str) -> None:
+    with pytest.raises(DatasetError, match="weight"):
+        resolve_dataset(text, settings=settings)
+
+
+@needs_files
 @pytest.mark.parametrize("name", ["commonsenseqa", "mmlu", "wikitext", "gsm8k,arc"])
 def test_calibration_shares_no_text_with_the_whole_evaluated_split(settings: Settings, name: str) -> None:
     limited, whole = _resolve(name, settings), _resolve(name, settings, limit=None)
@@ -130,7 +189,7 @@ def test_calibration_shares_no_text_with_the_whole_evaluated_split(settings: Set
 
 
 @needs_files
-@pytest.mark.parametrize("name", ["truthfulqa", "hellaswag", "winogrande"])
+@pytest.mark.parametrize("name", ["truthfulqa", "hellaswag", "winogrande", "humaneval", "bigbench_hard"])
 def test_calibration_is_none_and_says_so_when_nothing_else_is_there(settings: Settings, name: str) -> None:
     spec = _resolve(name, settings)
     assert spec.calibration_path is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from agentic_compression.data import resolve_dataset
+from agentic_compression.data.files import read_jsonl
 from agentic_compression.data.split import fingerprint, first_of_shuffle, split_off
-from agentic_compression.errors import DatasetError, UnavailableError
+from agentic_compression.errors import DatasetError
 from agentic_compression.settings import Settings
 
 
@@ -201,10 +203,31 @@ def test_resolve_suggests_near_files_and_names(tmp_path: Path, settings: Setting
         resolve_dataset("gsm8k", settings=settings, limit=0)
 
 
-@pytest.mark.parametrize("name", ["humaneval", "bigbench_hard", "bigbench_hard,gsm8k"])
-def test_resolve_refuses_what_cannot_be_run_yet(tmp_path: Path, settings: Settings, name: str) -> None:
-    with pytest.raises(UnavailableError, match="choose"):
-        resolve_dataset(name, settings=settings, benchmark_dir=tmp_path)
+def test_resolve_keeps_the_named_tasks_of_a_local_file(tmp_path: Path, settings: Settings) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps({"question": f"q{n}", "answer": f"a{n}"}) + "\n" for n in range(5)))
+    whole = resolve_dataset(str(path), settings=settings)
+    assert resolve_dataset(str(path), settings=settings, tasks=["mine"]).tasks == whole.tasks
+    with pytest.raises(DatasetError, match=r"no task 'other'.*it has: mine"):
+        resolve_dataset(str(path), settings=settings, tasks=["other"])
+    with pytest.raises(DatasetError, match="got none"):
+        resolve_dataset(str(path), settings=settings, tasks=[])
+
+
+def test_packed_files_are_read_and_bad_ones_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "items.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": 1}\n{"a": 2}\n'))
+    assert [row.values["a"] for row in read_jsonl(path)] == [1, 2]
+    path.write_bytes(b"no gzip")
+    with pytest.raises(DatasetError, match="is not a gzip file"):
+        read_jsonl(path)
+    path.write_bytes(gzip.compress(b"x" * 1000)[:-12])
+    with pytest.raises(DatasetError, match="is not a gzip file"):
+        read_jsonl(path)
+    path.write_bytes(gzip.compress(b"x" * 1000))
+    monkeypatch.setattr("agentic_compression.data.files._UNPACKED_MOST", 10)
+    with pytest.raises(DatasetError, match="unpacks to more than 10 bytes"):
+        read_jsonl(path)
 
 
 def test_resolve_names_benchmark_dir_when_the_hub_is_unreachable(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

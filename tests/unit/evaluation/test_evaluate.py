@@ -7,6 +7,7 @@ import pytest
 
 from agentic_compression.errors import UnavailableError
 from agentic_compression.evaluation import evaluate as module
+from agentic_compression.evaluation import memory_in_waiting
 from agentic_compression.evaluation.environment import describe_environment, resolve_device, resolve_threads
 from agentic_compression.evaluation.evaluate import evaluate
 from agentic_compression.evaluation.memory import MemoryProbe
@@ -34,7 +35,8 @@ def memory_measured_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         growth = Estimate(value=1e6, low=1e6, high=1e6, n=repeats)
         return MemoryMeasurement(peak_growth_bytes=growth, peak_rss_bytes=10**8, weights_bytes=10**5)
 
-    monkeypatch.setattr(module, "measure_memory", planted)
+    monkeypatch.setattr(memory_in_waiting, "measure_memory", planted)
+    monkeypatch.setattr(memory_in_waiting, "may_fork", lambda: False)
 
 
 @pytest.fixture

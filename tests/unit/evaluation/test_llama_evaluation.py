@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agentic_compression.evaluation import evaluate as module
+from agentic_compression.evaluation import memory_in_waiting
 from agentic_compression.evaluation.evaluate import evaluate
 from agentic_compression.evaluation.memory import MemoryProbe, measure_memory
 from agentic_compression.evaluation.request import EvaluationRequest
@@ -77,7 +77,8 @@ def test_a_gguf_checkpoint_scores_as_its_original(
         growth = Estimate(value=1e6, low=1e6, high=1e6, n=repeats)
         return MemoryMeasurement(peak_growth_bytes=growth, peak_rss_bytes=10**8, weights_bytes=10**5)
 
-    monkeypatch.setattr(module, "measure_memory", planted)
+    monkeypatch.setattr(memory_in_waiting, "measure_memory", planted)
+    monkeypatch.setattr(memory_in_waiting, "may_fork", lambda: False)
     found: list[Evaluation] = []
     for folder in (save_tiny(tmp_path / "dense"), write_gguf_folder(tmp_path / "gguf")):
         outcome = evaluate(request_for(folder, dataset, tmp_path / "store"))

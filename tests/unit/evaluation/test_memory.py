@@ -9,7 +9,7 @@ import pytest
 from agentic_compression import resident_memory
 from agentic_compression.errors import CompressionError
 from agentic_compression.evaluation import memory
-from agentic_compression.evaluation.memory import MemoryProbe, _read_answer, measure_memory
+from agentic_compression.evaluation.memory import MemoryProbe, Observation, _read_answer, measure_memory, memory_of
 from agentic_compression.records import EvaluationSettings
 from agentic_compression.resident_memory import peak_bytes, reset_peak, resident_bytes
 
@@ -72,7 +72,24 @@ def test_repetitions_agree_and_see_the_weights(tiny_path: Path, tmp_path: Path) 
     assert measured.weights_bytes == pytest.approx(weights, rel=0.01)
     assert 0.95 * weights < measured.peak_growth_bytes.value < 1.5 * weights
     assert measured.peak_rss_bytes > measured.peak_growth_bytes.value
+    assert measured.kv_cache_bytes_per_token == 2 * 3 * 512 * 4  # keys and values, layers, width, float32
+    assert measured.kv_cache_bytes == 19 * 2 * 3 * 512 * 4  # of 16 + 4 tokens the last is never run
+    rest = measured.peak_growth_bytes.value - measured.weights_bytes - measured.kv_cache_bytes
+    assert measured.activation_bytes == max(0, round(rest))
     assert seen[-1] == ("memory", 3, 3)
+
+
+def test_growth_is_told_apart_and_never_below_nothing() -> None:
+    one = Observation(growth=900, peak_rss=5000, weights=500, cache_per_token=3, cache=60)
+    more = one.model_copy(update={"growth": 1100})
+    split = memory_of([one, more])
+    assert (split.weights_bytes, split.kv_cache_bytes, split.kv_cache_bytes_per_token) == (500, 60, 3)
+    assert split.activation_bytes == 1000 - 500 - 60
+    assert memory_of([one.model_copy(update={"growth": 520})]).activation_bytes == 0
+    unknown = memory_of([one.model_copy(update={"cache": None, "cache_per_token": None})])
+    assert (unknown.kv_cache_bytes, unknown.activation_bytes) == (None, None)
+    device = memory_of([one.model_copy(update={"device_peak": 900})])
+    assert (device.device_peak_bytes, device.activation_bytes) == (900, 340)
 
 
 def test_a_failing_repetition_is_an_error_with_its_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def test_reload_is_exact(case: str, kind: str, dtype: torch.dtype, tmp_path: Pat
     model = compressed(case, kind, dtype)
     assert torch.equal(model.lm_head.weight, tiny_model(kind, dtype).lm_head.weight)
     reference = save_checkpoint(model, tiny_tokenizer(), tmp_path / "made", CheckpointOrigin())
-    assert reference.loads_with == ("acf", "transformers")
+    broken = case.startswith("nf4") and kind == "odd"  # rows of broken blocks, which bitsandbytes refuses on some CPUs
+    assert reference.loads_with == (("acf",) if broken else ("acf", "transformers"))
     loaded = load_checkpoint(reference.path).model
     assert torch.equal(logits(loaded), logits(model))
     again = save_checkpoint(loaded, tiny_tokenizer(), tmp_path / "again", CheckpointOrigin())

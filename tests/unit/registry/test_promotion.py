@@ -157,3 +157,28 @@ def test_model_folder_says_what_is_wrong(mlflow_store: Any, uri: str) -> None:
 def test_registered_name_has_only_plain_characters() -> None:
     assert registered_name("meta-llama/Llama-3.1-8B", "gsm8k") == "meta-llama-Llama-3.1-8B--gsm8k"
     assert registered_name("./models/my model/", "a,b") == "my-model--a-b"
+
+
+def test_members_that_did_not_pass_get_no_version_and_lose_the_one_they_had(setting: Any) -> None:
+    client, study, records = setting
+    document = promote_frontier(client, study, _document(study, records), records, {2: "latency_ms is inf"})
+    assert [solution.registry_version for solution in document.solutions] == ["1", "2", None]
+    assert document.solutions[2].withheld == "latency_ms is inf"
+    assert _aliases(client, study)["smallest"] == "2"
+    promote_frontier(client, study, _document(study, records), records)
+    assert _aliases(client, study)["smallest"] == "3"
+    promote_frontier(client, study, _document(study, records), records, {2: "latency_ms is inf"})
+    assert "3" not in _aliases(client, study).values()
+    version = client.get_model_version(study, "3")
+    assert (version.tags["acf.state"], version.tags["acf.withheld"]) == ("withheld", "latency_ms is inf")
+    promote_frontier(client, study, _document(study, records), records)
+    assert client.get_model_version(study, "3").tags["acf.withheld"] == ""
+
+
+def test_no_alias_points_at_a_checkpoint_that_is_gone(setting: Any) -> None:
+    client, study, records = setting
+    Path(records[2].checkpoint.path).rmdir()
+    document = promote_frontier(client, study, _document(study, records), records)
+    assert document.solutions[2].registry_version is None
+    assert f"acf rebuild {study} 2" in document.solutions[2].withheld
+    assert _aliases(client, study)["smallest"] == "2"

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from agentic_compression.errors import ConfigurationError
-from agentic_compression.records import EpisodePlan, StudyConfig
+from agentic_compression.records import EpisodePlan, Report, RungReading, StudyConfig
 from agentic_compression.testing.records import make_evaluation, make_plan, make_record
 from agentic_compression.tracking import MlflowHistory
 from agentic_compression.tracking.ownership import owner_is_alive, owner_of_this_process
@@ -76,6 +76,33 @@ def test_failed_episodes_are_kept_with_their_reason(study: tuple[MlflowHistory, 
     (record,) = history.records(name)
     assert (record.status, record.objectives) == ("oom", None)
     assert record.error == error[:1500]
+
+
+def test_readings_and_report_fit_and_come_back(study: tuple[MlflowHistory, str], tmp_path: Path) -> None:
+    history, name = study
+    reading = RungReading(
+        rung=3,
+        quantity="accuracy",
+        value=0.123456789,
+        low=0.1,
+        high=0.2,
+        n=60,
+        seconds=1.5,
+        passed=True,
+        reason="x" * 900,
+    )
+    score = make_evaluation().benchmarks[0].model_copy(update={"items": tuple(f"item {n}" for n in range(5000))})
+    report = Report(accuracy=make_evaluation().accuracy, benchmarks=(score,), warnings=("few items",))
+    readings = (reading.model_copy(update={"rung": 1, "quantity": "kl"}), *[reading] * 20)
+    plan = history.claim(make_plan(name, 0))
+    _record(history, plan, tmp_path, screening=readings, report=report, rationale="y" * 5000)
+    (record,) = history.records(name)
+    assert [found.quantity for found in record.screening] == ["kl", "accuracy"]
+    assert record.report is not None
+    assert record.report.accuracy == report.accuracy
+    assert record.report.warnings == ("few items",)
+    assert history.report(name, 0) == report
+    assert history.report(name, 7) is None
 
 
 def test_adopt_takes_only_claims_of_dead_processes(study: tuple[MlflowHistory, str]) -> None:
@@ -160,3 +187,15 @@ def test_compare_view_finds_parameters_metrics_and_membership(study: tuple[Mlflo
     assert run.data.metrics["accuracy.low"] == pytest.approx(0.87)
     assert run.data.tags["acf.pareto"] == "true"
     assert run.info.status == "FINISHED"
+
+
+def test_files_of_the_whole_study_lie_with_its_baseline(study: tuple[MlflowHistory, str], tmp_path: Path) -> None:
+    history, name = study
+    history.attach(name, {"results_validation.html": "too early"})
+    plan = history.claim(make_plan(name, 0))
+    _record(history, plan, tmp_path)
+    for text in ("<p>one</p>", "<p>two</p>"):
+        history.attach(name, {"results_validation.html": text})
+    assert plan.run_id is not None
+    found = history.client.download_artifacts(plan.run_id, "results_validation.html", str(tmp_path))
+    assert Path(found).read_text() == "<p>two</p>"
