@@ -42,6 +42,7 @@ format: $(STAMP) ## Format the code and mend what lint can mend
 bench: $(STAMP) ## Benchmarks: ratios against a floor or a baseline, within one run
 	$(BIN)/python -m benchmarks.frontier
 	$(BIN)/python -m benchmarks.orchestration
+	$(BIN)/python -m benchmarks.rungs
 	$(BIN)/python -m benchmarks.deployed_decode
 
 demo-model: $(STAMP) ## Train the demo model again from scratch (about 20 minutes on 2 cores)
