@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -44,7 +45,9 @@ except ChildProcessError:
 
 
 def _run(path: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", SCRIPT, path], capture_output=True, text=True, timeout=120, check=True)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # numpy's own threads forbid a fork
+    command = [sys.executable, "-c", SCRIPT, path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=one_thread)
     return done.stdout.splitlines()
 
 
