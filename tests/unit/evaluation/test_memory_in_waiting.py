@@ -45,7 +45,7 @@ except ChildProcessError:
 
 
 def _run(path: str) -> list[str]:
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # numpy's own threads forbid a fork
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # threads forbid a fork
     command = [sys.executable, "-c", SCRIPT, path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=one_thread)
     return done.stdout.splitlines()
