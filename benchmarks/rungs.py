@@ -1,17 +1,14 @@
-"""What early rejection saves and what it loses, and how much the best of many is flattered; replayed from a pool.
+"""What early rejection saves and what it loses, and how much the best of many is flattered; replayed from a table.
 
-Run: ``python -m benchmarks.rungs [POOL] [--orders 50] [--splits 200]``. The pool (``scripts/record_pool.py``) holds
-candidates of the demo model measured completely. Each replay splits the items anew, takes the candidates in another
-random order and leads each through the very code that decides in a study; what a rung asks for is read from the pool.
-
-The latency of a request is its CPU time unless ``--wall`` is given: a pool is recorded for half an hour, and whatever
-else the machine does in that time changes wall times and not CPU times (the demo model runs on one thread).
+Run: ``python -m benchmarks.rungs [TABLE] [--orders 50] [--splits 200] [--items-cost 10]``. The table
+(``python -m benchmarks.planners.record``) holds every strategy of a space, measured completely. Each replay splits the
+items anew, takes the candidates in another random order and leads each through the very code that decides in a study;
+what a rung asks for is read from the table, and so is how many seconds it took.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 from collections.abc import Sequence
@@ -26,23 +23,22 @@ from agentic_compression.evaluation.split import side_of
 from agentic_compression.pareto import hypervolume, loss_rows, reference_point
 from agentic_compression.records import Estimate, KlEvidence, Objectives, Rival, ScreeningPlan
 from agentic_compression.study.screening import LEAST_RIVALS
+from benchmarks.planners.table import DATA, Row, Table, unpack_answers
 
-DEFAULT = Path(__file__).resolve().parent / "data" / "demo_pool.json"
-VOCABULARY = 2048
+DEFAULT = DATA / "demo.json"
 SHARE = 0.5
 
 
 class Pool:
     """The measured candidates."""
 
-    def __init__(self, path: Path, *, wall: bool = False) -> None:
-        held = json.loads(path.read_text())
-        self.items: dict[str, list[str]] = held["items"]
-        rows = [row for row in held["rows"] if "error" not in row]
-        self.baseline = Candidate(rows[0], self, wall)
-        self.candidates = [Candidate(row, self, wall) for row in rows[1:]]
-        self.failed = len(held["rows"]) - len(rows)
-        assert not self.baseline.strategy, "the first row of a pool is the baseline's"
+    def __init__(self, path: Path, items_cost: float = 1.0) -> None:
+        table = Table.read(path)
+        self.items, self.vocabulary, self.items_cost = table.header.items, table.header.vocabulary, items_cost
+        rows = [row for row in table.rows if not row.error]
+        self.baseline = Candidate(table.baseline, self)
+        self.candidates = [Candidate(row, self) for row in rows[1:]]
+        self.failed = len(table.rows) - len(rows)
 
     def side(self, split: str, seed: int) -> dict[str, tuple[str, ...]]:
         """Ids by task of one side of a split."""
@@ -55,28 +51,43 @@ class Pool:
 class Candidate:
     """One row, read instead of measured; a ``rungs.Candidate``."""
 
-    def __init__(self, row: dict[str, Any], pool: Pool, wall: bool) -> None:
-        self.strategy: str = row["strategy"]
-        self._row, self._wall = row, wall
+    def __init__(self, row: Row, pool: Pool) -> None:
+        self.strategy = row.strategy
+        self._row, self._items_cost = row, pool.items_cost
+        answers = unpack_answers(row.answers)
         self._scores = {
             (task, name): float(answer)
             for task, names in pool.items.items()
-            for name, answer in zip(names, row["answers"][task], strict=True)
+            for name, answer in zip(names, answers[task], strict=True)
         }
         self.asked: set[str] = set()
-        self.size_gb: float = row["intervals"]["model_size_gb"][0]
-        self.memory_floor_gb: float = 0.8 * min(self.size_gb, row["weights_bytes"] / 1e9)
-        self.vocabulary = VOCABULARY
+        self.size_gb: float = row.objectives.model_size_gb
+        self.weights_gb: float = row.weights_bytes / 1e9
+        self.memory_floor_gb: float = 0.8 * min(self.size_gb, self.weights_gb)
+        self.engine = "llama.cpp" if "gguf" in self.strategy else "transformers"
+        self.vocabulary = pool.vocabulary
+
+    def glance(self) -> tuple[float, float]:
+        """The recorded one."""
+        assert self._row.glance is not None
+        self.asked.add("latency_floor_ms")
+        return self._row.glance[:2]
+
+    def glance_at_memory(self) -> float:
+        """The recorded first repetition."""
+        assert self._row.glance is not None
+        self.asked.add("memory_floor_gb")
+        return self._row.glance[2]
 
     def serve(self) -> tuple[Estimate, Estimate]:
         """Latency and CO2."""
         self.asked.add("latency_ms")
-        return self._cost("latency_ms" if self._wall else "cpu_ms"), self._cost("co2_grams")
+        return self._cost("latency_ms"), self._cost("co2_grams")
 
     def diverge(self) -> Estimate | None:
         """The recorded divergence."""
         self.asked.add("kl")
-        return Estimate.model_validate(self._row["kl"]) if self._row["kl"] else None
+        return self._row.kl
 
     def remember(self) -> Estimate:
         """The recorded memory."""
@@ -95,39 +106,40 @@ class Candidate:
         """All five, the accuracy over these items; tasks weigh the same."""
         values = self.scores(items)
         accuracy = statistics.fmean(statistics.fmean(scores) for scores in values.values())
-        latency = self._cost("latency_ms" if self._wall else "cpu_ms").value
-        memory, co2 = self._cost("memory_gb").value, self._cost("co2_grams").value
-        return Objectives(
-            accuracy=accuracy, latency_ms=latency, memory_gb=memory, model_size_gb=self.size_gb, co2_grams=co2
-        )
+        return self._row.objectives.model_copy(update={"accuracy": accuracy})
 
     def intervals(self, items: dict[str, tuple[str, ...]]) -> dict[str, tuple[float, float]]:
         """Of the accuracy over these items (as one proportion) and of the costs."""
         pooled = proportion([int(score) for scores in self.scores(items).values() for score in scores])
-        costs = {name: self._cost(name) for name in ("memory_gb", "co2_grams")}
-        costs["latency_ms"] = self._cost("latency_ms" if self._wall else "cpu_ms")
+        costs = {name: self._cost(name) for name in ("latency_ms", "memory_gb", "co2_grams")}
         return {"accuracy": (pooled.low, pooled.high), **{name: (e.low, e.high) for name, e in costs.items()}}
 
     def seconds(self, asked: int, total: int, *, in_full: bool) -> float:
         """Of an evaluation that asked so many of the search items; the recorded items cover both sides."""
-        phases, whole = self._row["phases"], self._row["seconds"]["evaluate"]
-        of_items = phases["accuracy"] * SHARE * asked / total
+        of_items = self._of_items() * asked / total
         if in_full:
-            return float(whole - phases["accuracy"] + of_items)
-        measured = sum(phases.get(name, 0.0) for name in self.asked)
-        rest = whole - sum(phases.values())  # loading, perplexity; a rejected candidate is not asked the latter
-        return float(rest + measured + of_items)
+            return self._rest() + of_items
+        seconds = self._row.seconds
+        measured = sum(spent for name, spent in seconds.items() if name.partition("@")[0] in self.asked)
+        return seconds["load"] + measured + of_items
 
     def full_seconds(self) -> float:
         """Of an evaluation on the search side with nothing rejected."""
-        return float(self._row["seconds"]["evaluate"] - self._row["phases"]["accuracy"] * (1 - SHARE))
+        return self._rest() + self._of_items()
+
+    def _of_items(self) -> float:
+        """Seconds of the search side's items, as if each took ``items_cost`` times what it took."""
+        return self._all_items() * SHARE * self._items_cost
+
+    def _rest(self) -> float:
+        """Everything but items: load, costs, divergence, perplexity, throughput."""
+        return self._row.seconds["evaluate"] - self._all_items()
+
+    def _all_items(self) -> float:
+        return sum(spent for name, spent in self._row.seconds.items() if name.startswith("accuracy@"))
 
     def _cost(self, name: str) -> Estimate:
-        if name == "cpu_ms":  # joules = CPU seconds x watts, and CO2 in proportion to joules
-            co2 = self._cost("co2_grams")
-            factor = _ms_of_gram()
-            return Estimate(value=co2.value * factor, low=co2.low * factor, high=co2.high * factor, n=co2.n)
-        value, low, high = self._row["intervals"][name]
+        value, low, high = self._row.values[name]
         return Estimate(value=value, low=low, high=high, n=12)
 
 
@@ -182,7 +194,13 @@ def plan_of(
 ) -> ScreeningPlan:
     """What a study would hand to the next candidate."""
     rivals = [
-        Rival(episode=number, objectives=candidate.objectives(items), intervals=candidate.intervals(items))
+        Rival(
+            episode=number,
+            objectives=candidate.objectives(items),
+            intervals=candidate.intervals(items),
+            engine=candidate.engine,
+            weights_gb=candidate.weights_gb,
+        )
         for number, candidate in enumerate(measured)
     ]
     contest = Contest(rivals, 0.0)
@@ -226,12 +244,14 @@ def winners_curse(pool: Pool, splits: int, best_of: int = 40) -> tuple[list[floa
 def main() -> None:
     """Print both studies."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pool", nargs="?", type=Path, default=DEFAULT)
+    parser.add_argument("pool", metavar="TABLE", nargs="?", type=Path, default=DEFAULT)
     parser.add_argument("--orders", type=int, default=50)
     parser.add_argument("--splits", type=int, default=200)
-    parser.add_argument("--wall", action="store_true", help="latency as recorded, for a pool of an idle machine")
+    parser.add_argument(
+        "--items-cost", type=float, default=1.0, help="count an item's seconds so many times (a larger task): estimated"
+    )
     options = parser.parse_args()
-    pool = Pool(options.pool, wall=options.wall)
+    pool = Pool(options.pool, options.items_cost)
     print(f"{len(pool.candidates)} candidates, {pool.failed} that could not be made; {options.orders} random orders")
     replays = [replay(pool, seed) for seed in range(options.orders)]
     for name in ("volume", "report_volume", "items", "seconds"):
@@ -294,17 +314,6 @@ def _lost(
     ]
     contest = Contest(rivals, ScreeningPlan().least_gain)
     return [candidate.strategy for candidate in rejected if contest.can_change(candidate.objectives(items))]
-
-
-def _ms_of_gram() -> float:
-    """Milliseconds of CPU a request for a gram of CO2 of 1,000 requests, at the defaults of the pool's request."""
-    from agentic_compression.evaluation.grid import grid_factor
-    from agentic_compression.evaluation.request import EvaluationRequest
-
-    fields = EvaluationRequest.model_fields
-    grid = grid_factor(fields["grid_country"].default, None)
-    joules = 3.6e6 / grid.grams_per_kwh / 1000
-    return 1000 * joules / float(fields["cpu_watts_per_core"].default)
 
 
 if __name__ == "__main__":

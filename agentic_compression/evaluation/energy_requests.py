@@ -20,7 +20,16 @@ from agentic_compression.evaluation.workload import Workload
 from agentic_compression.records import EnergyMeasurement, Estimate
 from agentic_compression.runtimes import Runtime
 
-__all__ = ["Block", "Idle", "RequestEnergy", "energy_blocks", "energy_measurement", "measure_energy", "measure_idle"]
+__all__ = [
+    "Block",
+    "Idle",
+    "RequestEnergy",
+    "counts_single_requests",
+    "energy_blocks",
+    "energy_measurement",
+    "measure_energy",
+    "measure_idle",
+]
 
 _REQUESTS = 1000
 _FINE_S = 1e-4
@@ -77,12 +86,17 @@ def measure_energy(
         timed: joules of each timed request; used when the counter resolves a ten-thousandth of a second.
         clock: the system's.
     """
-    if counter.resolution_s < _FINE_S:
+    if counts_single_requests(counter):
         return RequestEnergy(counter, tuple(timed))
     idle = measure_idle(counter, clock)
     blocks = energy_blocks(runtime, workload, counter, idle.watts if idle else 0.0, clock)
     net = tuple(block.joules - idle.watts * block.seconds for block in blocks) if idle else ()
     return RequestEnergy(counter, tuple(block.joules for block in blocks), net, idle)
+
+
+def counts_single_requests(counter: EnergyCounter) -> bool:
+    """Whether the counter moves often enough for a single request."""
+    return counter.resolution_s < _FINE_S
 
 
 def measure_idle(counter: EnergyCounter, clock: Clock = SYSTEM_CLOCK) -> Idle | None:

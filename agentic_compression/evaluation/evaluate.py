@@ -95,8 +95,10 @@ def _known(request: EvaluationRequest, key: str) -> EvaluationOutcome | None:
 def _measure(
     request: EvaluationRequest, key: str, device: str, threads: int, meter: EnergyMeter, progress: Progress
 ) -> EvaluationOutcome:
+    began = time.perf_counter()
     check_intact(request.checkpoint)
     with _loaded(request, device, threads, progress) as (measuring, engine):
+        load_seconds = time.perf_counter() - began
         evaluation = read_evaluation(request.store_root, key) if request.reuse else None
         screened = Screened()
         if evaluation is None:
@@ -105,8 +107,12 @@ def _measure(
                 seed = request.settings.seed
                 screened = screen(request.screening, measuring, measuring.items(), weights, seed)
                 if screened.rejection is not None:
-                    readings = tuple(screened.readings)
-                    return EvaluationOutcome(status="rejected", error=screened.rejection, screening=readings)
+                    return EvaluationOutcome(
+                        status="rejected",
+                        error=screened.rejection,
+                        screening=tuple(screened.readings),
+                        load_seconds=load_seconds,
+                    )
             environment = describe_environment(device, threads, engine)
             evaluation = _evaluation(request, measuring, meter, environment)
             store_evaluation(request.store_root, key, evaluation)
@@ -116,7 +122,8 @@ def _measure(
         if _wants_report(request, evaluation):
             report = measuring.report()
             store_report(request.store_root, key, report)
-    return _succeeded(request, evaluation, report, screened)
+    succeeded = _succeeded(request, evaluation, report, screened)
+    return succeeded.model_copy(update={"load_seconds": load_seconds})
 
 
 @contextmanager
@@ -179,9 +186,13 @@ def _succeeded(
 
 def _known_readings(evaluation: Evaluation) -> tuple[RungReading, ...]:
     """The readings of an evaluation that was known already."""
-    known: dict[str, tuple[Rung, Estimate]] = {"accuracy": (3, evaluation.accuracy)}
+    weights = evaluation.memory.weights_bytes / 1e9
+    known: dict[str, tuple[Rung, Estimate]] = {
+        "weights_gb": (0, Estimate(value=weights, low=weights, high=weights, n=1))
+    }
     if evaluation.divergence is not None:
-        known = {"kl": (1, evaluation.divergence.kl), **known}
+        known["kl"] = (1, evaluation.divergence.kl)
+    known["accuracy"] = (3, evaluation.accuracy)
     return tuple(
         RungReading(
             rung=rung,

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -23,7 +23,7 @@ from agentic_compression.progress import Progress, no_progress
 from agentic_compression.records import Estimate, EvaluationSettings, LatencyMeasurement
 from agentic_compression.runtimes import Runtime
 
-__all__ = ["TimedRuns", "collector_off", "is_stable", "latency_of", "runs_agree", "time_requests"]
+__all__ = ["TimedRuns", "collector_off", "glance_at", "is_stable", "latency_of", "runs_agree", "time_requests"]
 
 _WINDOW = 3
 _TOLERANCE = 0.05
@@ -70,18 +70,14 @@ def time_requests(
     """
     with collector_off():
         warmups, settled = _warm_up(runtime, workload, settings.warmup_runs)
-        total, first, token, joules, gaps = [], [], [], [], []
-        for run in range(settings.runs):
-            before = counter.joules()
-            served = workload.serve(runtime)
-            joules.append(counter.joules() - before)
-            total.append(served.request_ms)
-            first.append(served.first_token_ms)
-            token.append((served.request_ms - served.first_token_ms) / (workload.new_tokens - 1))
-            gaps.append([after - before for before, after in pairwise(served.token_ms)])
-            progress("latency", run + 1, settings.runs)
-    whole = all(len(row) == workload.new_tokens - 1 for row in gaps)
-    return TimedRuns(total, first, token, joules, len(warmups), gaps if whole else [], settled)
+        runs = _timed(runtime, workload, counter, settings.runs, progress)
+    return replace(runs, warmup_runs=len(warmups), settled=settled)
+
+
+def glance_at(runtime: Runtime, workload: Workload, counter: EnergyCounter, runs: int = 3) -> TimedRuns:
+    """A few requests, cold: not a measurement of what a request takes, but it hardly takes less than the least."""
+    with collector_off():
+        return _timed(runtime, workload, counter, runs, no_progress)
 
 
 def latency_of(runs: TimedRuns, settings: EvaluationSettings, runtime: Runtime) -> LatencyMeasurement:
@@ -120,6 +116,21 @@ def runs_agree(milliseconds: Sequence[float]) -> bool:
     """Whether the middle half of the runs lies within 15 % of their median: not so where other work takes the cores."""
     quarter, median, three_quarters = (percentile(milliseconds, percent) for percent in (25, 50, 75))
     return three_quarters - quarter <= _AGREEMENT * median
+
+
+def _timed(runtime: Runtime, workload: Workload, counter: EnergyCounter, runs: int, progress: Progress) -> TimedRuns:
+    total, first, token, joules, gaps = [], [], [], [], []
+    for run in range(runs):
+        before = counter.joules()
+        served = workload.serve(runtime)
+        joules.append(counter.joules() - before)
+        total.append(served.request_ms)
+        first.append(served.first_token_ms)
+        token.append((served.request_ms - served.first_token_ms) / (workload.new_tokens - 1))
+        gaps.append([after - before for before, after in pairwise(served.token_ms)])
+        progress("latency", run + 1, runs)
+    whole = all(len(row) == workload.new_tokens - 1 for row in gaps)
+    return TimedRuns(total, first, token, joules, 0, gaps if whole else [])
 
 
 def _median_gap(gaps: Sequence[Sequence[float]], seed: int) -> Estimate:

@@ -9,10 +9,15 @@ from pathlib import Path
 
 from agentic_compression.errors import ModelError
 from agentic_compression.evaluation.divergence import held_out_texts, measure_divergence
-from agentic_compression.evaluation.energy import select_counter
-from agentic_compression.evaluation.energy_requests import RequestEnergy, energy_measurement, measure_energy
+from agentic_compression.evaluation.energy import EnergyCounter, select_counter
+from agentic_compression.evaluation.energy_requests import (
+    RequestEnergy,
+    counts_single_requests,
+    energy_measurement,
+    measure_energy,
+)
 from agentic_compression.evaluation.environment import resolve_device, resolve_threads
-from agentic_compression.evaluation.grid import grid_factor
+from agentic_compression.evaluation.grid import GridFactor, grid_factor
 from agentic_compression.evaluation.item_scorer import ItemScorer
 from agentic_compression.evaluation.items import Item
 from agentic_compression.evaluation.language_modelling import (
@@ -22,11 +27,11 @@ from agentic_compression.evaluation.language_modelling import (
     score_documents,
     within_budget,
 )
-from agentic_compression.evaluation.latency import latency_of, time_requests
+from agentic_compression.evaluation.latency import glance_at, latency_of, time_requests
 from agentic_compression.evaluation.memory_in_waiting import MemoryInWaiting
 from agentic_compression.evaluation.performance import Serving, measure_serving
 from agentic_compression.evaluation.quality import Choose, choose_by_limit, combine, score_chosen
-from agentic_compression.evaluation.request import EvaluationRequest
+from agentic_compression.evaluation.request import EvaluationRequest, engine_of
 from agentic_compression.evaluation.split import on_side, unsplit_warning
 from agentic_compression.evaluation.teacher_cache import (
     TeacherLogits,
@@ -35,7 +40,7 @@ from agentic_compression.evaluation.teacher_cache import (
     teacher_key,
     teacher_logits,
 )
-from agentic_compression.evaluation.workload import build_workload, check_finite
+from agentic_compression.evaluation.workload import Workload, build_workload, check_finite
 from agentic_compression.progress import Progress
 from agentic_compression.records import (
     BenchmarkScore,
@@ -72,6 +77,7 @@ class Measuring:
             progress: told about every repetition and batch.
         """
         self._runtime, self._request, self._waiting, self._progress = runtime, request, memory, progress
+        self._ready: tuple[Workload, EnergyCounter] | None = None
         self._served: tuple[LatencyMeasurement, RequestEnergy] | None = None
         self._memory: MemoryMeasurement | None = None
         self._divergence: Divergence | None = None
@@ -90,9 +96,32 @@ class Measuring:
         return _FLOOR * min(self._request.checkpoint.size_bytes, self._runtime.memory().weights_bytes) / 1e9
 
     @property
+    def weights_gb(self) -> float:
+        """Of the weights as loaded."""
+        return self._runtime.memory().weights_bytes / 1e9
+
+    @property
+    def engine(self) -> str:
+        """As ``engine_of`` names it."""
+        return engine_of(self._request.checkpoint)
+
+    @property
     def vocabulary(self) -> int:
         """Tokens."""
         return self._runtime.vocabulary
+
+    def glance(self) -> tuple[float, float]:
+        """The least ms and grams CO2e of three requests; no grams from a counter that is too coarse for one request."""
+        workload, counter = self._prepared()
+        runs = glance_at(self._runtime, workload, counter)
+        if not counts_single_requests(counter):
+            return min(runs.request_ms), 0.0
+        energy = energy_measurement(RequestEnergy(counter, tuple(runs.joules)), self._request, self._grid(), 0.0)
+        return min(runs.request_ms), energy.co2_grams_per_1000_requests.low
+
+    def glance_at_memory(self) -> float:
+        """GB of the first repetition."""
+        return self._waiting.glance() / 1e9
 
     def serve(self) -> tuple[Estimate, Estimate]:
         """Latency in ms and grams CO2e of the fixed workload."""
@@ -140,9 +169,7 @@ class Measuring:
 
     def energy(self, total_joules: float) -> EnergyMeasurement:
         """Of the fixed workload; ``total_joules`` is what the evaluation has taken."""
-        request = self._request
-        grid = grid_factor(request.grid_country, request.grid_grams_per_kwh, request.grid_region)
-        return energy_measurement(self._serve()[1], request, grid, total_joules)
+        return energy_measurement(self._serve()[1], self._request, self._grid(), total_joules)
 
     def memory(self) -> MemoryMeasurement:
         """Of fresh processes that load and serve the checkpoint."""
@@ -238,16 +265,28 @@ class Measuring:
 
     def _serve(self) -> tuple[LatencyMeasurement, RequestEnergy]:
         if self._served is None:
-            runtime, request, settings = self._runtime, self._request, self._request.settings
-            workload = build_workload(runtime, settings)
-            check_finite(runtime, workload.prompt)
-            counter = select_counter(
-                runtime.device, request.cpu_watts_per_core, tree=False, gpu_watts=request.gpu_watts
-            )
+            runtime, settings = self._runtime, self._request.settings
+            workload, counter = self._prepared()
             runs = time_requests(runtime, workload, counter, settings, self._progress)
             latency = latency_of(runs, settings, runtime)
             self._served = latency, measure_energy(runtime, workload, counter, runs.joules)
         return self._served
+
+    def _prepared(self) -> tuple[Workload, EnergyCounter]:
+        """The workload, which the model answers with finite numbers, and what counts its energy."""
+        if self._ready is None:
+            runtime, request = self._runtime, self._request
+            workload = build_workload(runtime, request.settings)
+            check_finite(runtime, workload.prompt)
+            counter = select_counter(
+                runtime.device, request.cpu_watts_per_core, tree=False, gpu_watts=request.gpu_watts
+            )
+            self._ready = workload, counter
+        return self._ready
+
+    def _grid(self) -> GridFactor:
+        request = self._request
+        return grid_factor(request.grid_country, request.grid_grams_per_kwh, request.grid_region)
 
     def _place(self, task: str, name: str) -> int:
         if task not in self._places:

@@ -40,7 +40,7 @@ from agentic_compression.records import EvaluationSettings, MemoryMeasurement, R
 from agentic_compression.resident_memory import give_back_heap, peak_bytes, reset_peak, resident_bytes
 from agentic_compression.runtimes import open_runtime
 
-__all__ = ["MemoryProbe", "Observation", "may_fork", "measure_memory", "memory_of", "observe"]
+__all__ = ["MemoryProbe", "Observation", "may_fork", "measure_memory", "memory_of", "observe", "observe_memory"]
 
 
 class MemoryProbe(Record):
@@ -71,16 +71,26 @@ def measure_memory(probe: MemoryProbe, repeats: int, progress: Progress = no_pro
         MemoryError: when a repetition ran out of memory.
         CompressionError: when a repetition failed; with its reason.
     """
-    if may_fork():
-        gc.freeze()  # the children then write to fewer shared pages
-        observations = []
-        for number in range(repeats):
-            observations.append(_read_answer(_fork_and_observe(probe)))
-            progress("memory", number + 1, repeats)
-    else:
+    return memory_of(observe_memory(probe, repeats, progress))
+
+
+def observe_memory(probe: MemoryProbe, repeats: int, progress: Progress = no_progress) -> list[Observation]:
+    """The repetitions, each in a process of its own.
+
+    Raises:
+        MemoryError: when a repetition ran out of memory.
+        CompressionError: when a repetition failed; with its reason.
+    """
+    if not may_fork():
         observations = _observe_in_new_interpreter(probe, repeats)
         progress("memory", repeats, repeats)
-    return memory_of(observations)
+        return observations
+    gc.freeze()  # the children then write to fewer shared pages
+    observations = []
+    for number in range(repeats):
+        observations.append(_read_answer(_fork_and_observe(probe)))
+        progress("memory", number + 1, repeats)
+    return observations
 
 
 def memory_of(observations: Sequence[Observation]) -> MemoryMeasurement:

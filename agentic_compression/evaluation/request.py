@@ -6,7 +6,7 @@ from pydantic import Field
 
 from agentic_compression.records import CheckpointRef, DatasetSpec, EvaluationSettings, Record, ScreeningPlan, Split
 
-__all__ = ["EvaluationRequest"]
+__all__ = ["EvaluationRequest", "engine_of"]
 
 
 class EvaluationRequest(Record):
@@ -37,3 +37,8 @@ class EvaluationRequest(Record):
     teacher: CheckpointRef | None = Field(
         default=None, description="the uncompressed model, from whose next-token distributions divergence is measured"
     )
+
+
+def engine_of(checkpoint: CheckpointRef) -> str:
+    """What runs a checkpoint, told from its record alone: it may be deleted by now."""
+    return "llama.cpp" if "llama.cpp" in checkpoint.loads_with else "transformers"

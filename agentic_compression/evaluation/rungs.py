@@ -6,13 +6,16 @@ The order follows cost over what a measurement decides:
 rung  measured                     rejects when
 ====  ===========================  ==================================================================================
 0     nothing: size is known       no accuracy could change the frontier at that size
+0     a glance at latency, energy  the same with four fifths of the least that three requests took, and with the memory
+                                   that rivals on the same engine needed beside their weights (``memory_floor``)
+0     a glance at memory           the same with the first of several repetitions, less 5 %
 0     latency and energy           no accuracy could change the frontier at these costs. First of all measurements,
                                    because without costs the optimistic corner is nearly perfect and nothing could
                                    ever be rejected, and a dozen short requests are cheaper than a tenth of the items
 1     divergence, cached text      the most accurate of earlier candidates that diverged half as much is not enough
-1     memory                       the same, now that all costs are known; until here most of the weights' bytes were
-                                   its floor. It loads the checkpoint a few times, and candidates that are no smaller,
-                                   lighter or faster than a rival need not be asked a single item after it
+1     memory                       the same, now that all costs are known and no longer floors. It loads the checkpoint
+                                   a few times, and candidates that are no smaller, lighter or faster than a rival need
+                                   not be asked a single item after it
 2     a tenth of the items         the accuracy's upper bound is not enough
 3     the rest, in portions        the same, after each portion
 ====  ===========================  ==================================================================================
@@ -37,11 +40,14 @@ from agentic_compression.evaluation.split import rank
 from agentic_compression.records import Estimate, Objectives, Rival, Rung, RungReading, ScreeningPlan
 
 __all__ = [
+    "NEARLY",
+    "OPTIMISM",
     "Candidate",
     "ItemName",
     "Screened",
     "asking_order",
     "can_be_paired",
+    "memory_floor",
     "population_of",
     "portion_ends",
     "screen",
@@ -51,6 +57,12 @@ ItemName = tuple[str, str]
 """Task and id."""
 
 _GROWTH = 1.6
+OPTIMISM = 0.8
+"""Share of what a glance saw that is taken for the least a measurement will say."""
+NEARLY = 0.95
+"""The same for memory, which hardly varies from one repetition to the next."""
+_LEAST_KIN = 3
+_NOT_MEASURED = ("model_size_gb", "weights_gb")
 _Value = TypeVar("_Value")
 
 
@@ -62,11 +74,29 @@ class Candidate(Protocol):
 
     @property
     def memory_floor_gb(self) -> float:
-        """What its memory cannot be below: its weights as loaded."""
+        """What its memory cannot be below whatever runs it."""
+        ...
+
+    @property
+    def weights_gb(self) -> float:
+        """Its weights as loaded."""
+        ...
+
+    @property
+    def engine(self) -> str:
+        """What runs it, as rivals name theirs."""
         ...
 
     @property
     def vocabulary(self) -> int: ...
+
+    def glance(self) -> tuple[float, float]:
+        """The least that one of a few requests took: ms, and grams CO2e (0 where so few cannot tell)."""
+        ...
+
+    def glance_at_memory(self) -> float:
+        """GB of the first of several repetitions."""
+        ...
 
     def serve(self) -> tuple[Estimate, Estimate]:
         """Latency in ms and grams CO2e of the fixed workload."""
@@ -150,6 +180,22 @@ def can_be_paired(plan: ScreeningPlan, items: Mapping[str, Sequence[str]]) -> bo
     return any(plan.items.values()) and _sorted(plan.items) == _sorted(items)
 
 
+def memory_floor(plan: ScreeningPlan, candidate: Candidate) -> float:
+    """What the candidate's memory will hardly be below, in GB.
+
+    Rivals on the same engine, three or more, tell what it needs beside the weights: as much again, or as many times
+    the weights, whichever is more, of the rival that needed least. Four fifths of that is still optimistic. With fewer
+    such rivals only the candidate's own floor is left.
+    """
+    kin = [rival for rival in plan.rivals if rival.engine == candidate.engine and rival.weights_gb]
+    if len(kin) < _LEAST_KIN:
+        return candidate.memory_floor_gb
+    beside = min(rival.objectives.memory_gb - rival.weights_gb for rival in kin)
+    times = min(rival.objectives.memory_gb / rival.weights_gb for rival in kin)
+    expected = max(candidate.weights_gb + beside, candidate.weights_gb * times)
+    return max(candidate.memory_floor_gb, OPTIMISM * expected)
+
+
 def screen(
     plan: ScreeningPlan,
     candidate: Candidate,
@@ -194,7 +240,7 @@ class _Run:
         self._corner = Objectives(
             accuracy=1.0,
             latency_ms=0.0,
-            memory_gb=candidate.memory_floor_gb,
+            memory_gb=memory_floor(plan, candidate),
             model_size_gb=candidate.size_gb,
             co2_grams=0.0,
         )
@@ -205,9 +251,23 @@ class _Run:
         """Rung 0."""
         size = self._candidate.size_gb
         self._judge(0, "model_size_gb", _exact(size), 0.0, 1.0, "size")
+        self._read(0, "weights_gb", _exact(self._candidate.weights_gb), 0.0, passed=True)
+        if self._plan.reject:
+            self._glance()
         (latency, co2), seconds = _timed(self._candidate.serve)
         self._corner = self._corner.model_copy(update={"latency_ms": latency.value, "co2_grams": co2.value})
         self._judge(0, "latency_ms", latency, seconds, 1.0, "size, latency and CO2")
+
+    def _glance(self) -> None:
+        (latency, co2), seconds = _timed(self._candidate.glance)
+        latency, co2 = OPTIMISM * latency, OPTIMISM * co2
+        self._corner = self._corner.model_copy(update={"latency_ms": latency, "co2_grams": co2})
+        self._read(0, "co2_floor_grams", _exact(co2), 0.0, passed=True)
+        self._judge(0, "latency_floor_ms", _exact(latency), seconds, 1.0, "size, a few requests and rivals' memory")
+        memory, seconds = _timed(self._candidate.glance_at_memory)
+        memory = max(self._corner.memory_gb, NEARLY * memory)
+        self._corner = self._corner.model_copy(update={"memory_gb": memory})
+        self._judge(0, "memory_floor_gb", _exact(memory), seconds, 1.0, "size, a few requests and one look at memory")
 
     def divergence(self) -> None:
         """Rung 1."""
@@ -277,7 +337,7 @@ class _Run:
                 value=value.value,
                 low=value.low,
                 high=value.high,
-                n=0 if quantity == "model_size_gb" else value.n,
+                n=0 if quantity in _NOT_MEASURED else value.n,
                 seconds=seconds,
                 passed=passed,
                 reason=reason,

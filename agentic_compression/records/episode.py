@@ -92,6 +92,7 @@ class EvaluationOutcome(Record):
     screening: tuple[RungReading, ...] = Field(default=(), description="what each rung said, in order")
     report: Report | None = Field(default=None, description="quality on the reported items, where it was measured")
     seconds: float = 0.0
+    load_seconds: float = Field(default=0.0, description="of these, until the checkpoint could be asked")
     joules: float = 0.0
     energy_source: Literal["measured", "estimated"] = "estimated"
     cached: bool = False

@@ -23,7 +23,10 @@ class RungReading(Record):
     """One rung's evidence and what followed from it."""
 
     rung: Rung
-    quantity: str = Field(description="'model_size_gb', 'latency_ms', 'kl', 'accuracy' or 'memory_gb'")
+    quantity: str = Field(
+        description="'model_size_gb', 'weights_gb', 'co2_floor_grams', 'latency_floor_ms', 'memory_floor_gb', "
+        "'latency_ms', 'kl', 'memory_gb' or 'accuracy'"
+    )
     value: float
     low: float
     high: float
@@ -40,6 +43,8 @@ class Rival(Record):
     objectives: Objectives = Field(description="on the search side of the items")
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     kl: float | None = None
+    engine: str = Field(default="", description="what ran it")
+    weights_gb: float = Field(default=0.0, ge=0, description="its weights as loaded; 0: not known")
     scores: dict[str, tuple[float, ...]] = Field(
         default_factory=dict, description="by task, an item each in the order of the plan's items; empty: not paired"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from agentic_compression.evaluation.request import engine_of
 from agentic_compression.frontier import build_frontier, comparable
 from agentic_compression.records import (
     CheckpointRef,
@@ -92,5 +93,13 @@ def _rival(record: EpisodeRecord, evaluation: Evaluation | None, items: dict[str
         values = dict(zip(score.items, score.outcomes or score.values, strict=False))
         if set(values) == set(items.get(score.task, ())):
             scores[score.task] = tuple(float(values[name]) for name in items[score.task])
-    kl = next((reading.value for reading in record.screening if reading.quantity == "kl"), None)
-    return Rival(episode=record.episode, objectives=record.objectives, intervals=record.intervals, kl=kl, scores=scores)
+    readings = {reading.quantity: reading.value for reading in record.screening}
+    return Rival(
+        episode=record.episode,
+        objectives=record.objectives,
+        intervals=record.intervals,
+        kl=readings.get("kl"),
+        engine=engine_of(record.checkpoint) if record.checkpoint else "",
+        weights_gb=readings.get("weights_gb", 0.0),
+        scores=scores,
+    )

@@ -66,3 +66,16 @@ def sentences() -> list[str]:
 def ids_of(runtime: TransformersRuntime, text: str) -> list[int]:
     encoded: Any = runtime.tokenizer(text)["input_ids"]
     return list(encoded)
+
+
+@pytest.fixture
+def memory_measured_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory has tests of its own; elsewhere a fresh interpreter a test would only cost time."""
+    from agentic_compression.evaluation import memory_in_waiting
+    from agentic_compression.evaluation.memory import MemoryProbe, Observation
+
+    def planted(probe: MemoryProbe, repeats: int) -> list[Observation]:
+        return [Observation(growth=10**6, peak_rss=10**8, weights=10**5)] * repeats
+
+    monkeypatch.setattr(memory_in_waiting, "observe_memory", planted)
+    monkeypatch.setattr(memory_in_waiting, "may_fork", lambda: False)

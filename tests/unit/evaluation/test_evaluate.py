@@ -7,10 +7,8 @@ import pytest
 
 from agentic_compression.errors import UnavailableError
 from agentic_compression.evaluation import evaluate as module
-from agentic_compression.evaluation import memory_in_waiting
 from agentic_compression.evaluation.environment import describe_environment, resolve_device, resolve_threads
 from agentic_compression.evaluation.evaluate import evaluate
-from agentic_compression.evaluation.memory import MemoryProbe
 from agentic_compression.evaluation.quality import choose_items
 from agentic_compression.evaluation.request import EvaluationRequest
 from agentic_compression.evaluation.store import evaluation_key
@@ -18,25 +16,14 @@ from agentic_compression.records import (
     CheckpointRef,
     DatasetSpec,
     DatasetTask,
-    Estimate,
     EvaluationSettings,
-    MemoryMeasurement,
 )
 from agentic_compression.storage import folder_bytes
 
 TASKS = Path(__file__).resolve().parents[3] / "configs" / "tasks"
 
 
-@pytest.fixture(autouse=True)
-def memory_measured_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory has tests of its own; here a fresh interpreter a test would only cost time."""
-
-    def planted(probe: MemoryProbe, repeats: int, progress: object) -> MemoryMeasurement:
-        growth = Estimate(value=1e6, low=1e6, high=1e6, n=repeats)
-        return MemoryMeasurement(peak_growth_bytes=growth, peak_rss_bytes=10**8, weights_bytes=10**5)
-
-    monkeypatch.setattr(memory_in_waiting, "measure_memory", planted)
-    monkeypatch.setattr(memory_in_waiting, "may_fork", lambda: False)
+pytestmark = pytest.mark.usefixtures("memory_measured_elsewhere")
 
 
 @pytest.fixture

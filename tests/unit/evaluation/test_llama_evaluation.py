@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from agentic_compression.evaluation import memory_in_waiting
 from agentic_compression.evaluation.evaluate import evaluate
 from agentic_compression.evaluation.memory import MemoryProbe, measure_memory
 from agentic_compression.evaluation.request import EvaluationRequest
@@ -17,10 +16,8 @@ from agentic_compression.records import (
     CheckpointRef,
     DatasetSpec,
     DatasetTask,
-    Estimate,
     Evaluation,
     EvaluationSettings,
-    MemoryMeasurement,
 )
 from agentic_compression.storage import folder_bytes
 from tests.unit.methods.tiny_models import save_tiny, tiny_model, tiny_tokenizer
@@ -70,15 +67,8 @@ def request_for(folder: Path, dataset: DatasetSpec, store: Path) -> EvaluationRe
     )
 
 
-def test_a_gguf_checkpoint_scores_as_its_original(
-    tmp_path: Path, dataset: DatasetSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def planted(probe: MemoryProbe, repeats: int, progress: object) -> MemoryMeasurement:
-        growth = Estimate(value=1e6, low=1e6, high=1e6, n=repeats)
-        return MemoryMeasurement(peak_growth_bytes=growth, peak_rss_bytes=10**8, weights_bytes=10**5)
-
-    monkeypatch.setattr(memory_in_waiting, "measure_memory", planted)
-    monkeypatch.setattr(memory_in_waiting, "may_fork", lambda: False)
+@pytest.mark.usefixtures("memory_measured_elsewhere")
+def test_a_gguf_checkpoint_scores_as_its_original(tmp_path: Path, dataset: DatasetSpec) -> None:
     found: list[Evaluation] = []
     for folder in (save_tiny(tmp_path / "dense"), write_gguf_folder(tmp_path / "gguf")):
         outcome = evaluate(request_for(folder, dataset, tmp_path / "store"))

@@ -10,20 +10,23 @@ SCRIPT = """
 import os, sys
 from agentic_compression.errors import CompressionError
 from agentic_compression.evaluation import memory_in_waiting as module
-from agentic_compression.evaluation.memory import MemoryProbe
-from agentic_compression.records import Estimate, EvaluationSettings, MemoryMeasurement
+from agentic_compression.evaluation.memory import MemoryProbe, Observation
+from agentic_compression.records import EvaluationSettings
 
-def planted(probe, repeats, progress=None):
+asked = 0
+
+def planted(probe, repeats):
+    global asked
+    asked += repeats
     if probe.path == "oom":
         raise MemoryError("no memory is left")
     if probe.path == "broken":
         raise CompressionError("it does not load")
     if probe.path == "dies":
         os._exit(9)
-    growth = Estimate(value=os.getpid(), low=0, high=0, n=repeats)
-    return MemoryMeasurement(peak_growth_bytes=growth, peak_rss_bytes=1, weights_bytes=1)
+    return [Observation(growth=1000 + asked, peak_rss=os.getpid(), weights=1)] * repeats
 
-module.measure_memory = planted
+module.observe_memory = planted
 path = sys.argv[1]
 probe = MemoryProbe(path=path, device="cpu", threads=1, settings=EvaluationSettings())
 with module.MemoryInWaiting(probe, 3) as memory:
@@ -32,8 +35,11 @@ with module.MemoryInWaiting(probe, 3) as memory:
         print("unasked")
     else:
         try:
+            if path == "glance":
+                print(memory.glance(), memory.glance())
             measured = memory.measure()
-            print(measured.peak_growth_bytes.n, measured.peak_growth_bytes.value != os.getpid())
+            growth = measured.peak_growth_bytes
+            print(growth.n, growth.value, measured.peak_rss_bytes != os.getpid())
         except Exception as error:
             print(type(error).__name__, error)
 try:
@@ -52,7 +58,11 @@ def _run(path: str) -> list[str]:
 
 
 def test_it_measures_in_another_process_when_asked() -> None:
-    assert _run("fine") == ["3 True", "no child is left"]
+    assert _run("fine") == ["3 1002.0 True", "no child is left"]
+
+
+def test_a_glance_is_one_of_the_repetitions() -> None:
+    assert _run("glance") == ["1001 1001", "3 1002.0 True", "no child is left"]
 
 
 def test_it_ends_unasked() -> None:

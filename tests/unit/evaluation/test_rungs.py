@@ -16,6 +16,7 @@ from agentic_compression.evaluation.rungs import (
     Screened,
     asking_order,
     can_be_paired,
+    memory_floor,
     population_of,
     portion_ends,
     screen,
@@ -27,6 +28,7 @@ ITEMS = {"mc": tuple(f"m{n}" for n in range(TOTAL // 2)), "gen": tuple(f"g{n}" f
 NAMES = [(task, name) for task, names in ITEMS.items() for name in names]
 WEIGHTS = {"mc": 1.0, "gen": 1.0}
 Answers = dict[ItemName, float]
+GLANCES = ["glance", "glance at memory"]
 
 
 def exact(value: float, n: int = 5) -> Estimate:
@@ -39,7 +41,16 @@ class Scripted:
     def __init__(self, costs: Objectives, answers: Answers, kl: float | None = None) -> None:
         self.costs, self.answers, self.kl = costs, answers, kl
         self.size_gb, self.memory_floor_gb, self.vocabulary = costs.model_size_gb, 0.9 * costs.memory_gb, 1000
+        self.engine, self.weights_gb = "transformers", 0.7 * costs.memory_gb
         self.calls: list[str] = []
+
+    def glance(self) -> tuple[float, float]:
+        self.calls.append("glance")
+        return self.costs.latency_ms, self.costs.co2_grams
+
+    def glance_at_memory(self) -> float:
+        self.calls.append("glance at memory")
+        return self.costs.memory_gb
 
     def serve(self) -> tuple[Estimate, Estimate]:
         self.calls.append("serve")
@@ -99,10 +110,11 @@ def test_a_broken_candidate_is_rejected_on_the_proxy_with_the_numbers() -> None:
     assert found.rejection is not None
     assert found.rejection.startswith("rung 2")
     assert "hypervolume" in found.rejection
-    assert candidate.calls == ["serve", "diverge", "remember", "answer 30"]
+    assert candidate.calls == [*GLANCES, "serve", "diverge", "remember", "answer 30"]
     assert [(reading.rung, reading.quantity, reading.passed) for reading in found.readings] == [
-        (0, "model_size_gb", True), (0, "latency_ms", True), (1, "kl", True), (1, "memory_gb", True),
-        (2, "accuracy", False),
+        (0, "model_size_gb", True), (0, "weights_gb", True), (0, "co2_floor_grams", True),
+        (0, "latency_floor_ms", True), (0, "memory_floor_gb", True), (0, "latency_ms", True), (1, "kl", True),
+        (1, "memory_gb", True), (2, "accuracy", False),
     ]  # fmt: skip
     assert found.readings[-1].reason in found.rejection
     assert found.readings[-1].n == 30
@@ -110,10 +122,10 @@ def test_a_broken_candidate_is_rejected_on_the_proxy_with_the_numbers() -> None:
 
 def test_a_candidate_slower_than_the_reference_is_rejected_before_any_item() -> None:
     plan, base = plan_of()
-    slow = objectives(base, 0.2).model_copy(update={"latency_ms": 25.0})
+    slow = objectives(base, 0.02).model_copy(update={"latency_ms": 20.5})
     candidate = Scripted(slow, base)
     found = run(plan, candidate)
-    assert candidate.calls == ["serve"]
+    assert candidate.calls == ["glance", "glance at memory", "serve"]
     assert found.asked == 0
     assert found.rejection is not None
     assert "no accuracy would add" in found.rejection
@@ -130,15 +142,46 @@ def test_a_useful_candidate_is_measured_in_full_and_every_item_is_asked_once() -
     assert found.readings[-1].value == pytest.approx(np.mean(list(base.values())))
 
 
+def test_a_glance_rejects_only_what_is_slower_by_a_wide_margin() -> None:
+    """Four fifths of what a few cold requests took must already be too slow."""
+    plan, base = plan_of()
+    slower = objectives(base, 0.2).model_copy(update={"latency_ms": 30.0})
+    candidate = Scripted(slower, base)
+    found = run(plan, candidate)
+    assert candidate.calls == ["glance"]
+    assert found.readings[-1].value == pytest.approx(24.0)
+    assert (found.readings[-1].quantity, found.readings[-1].passed) == ("latency_floor_ms", False)
+
+
 def test_a_candidate_that_only_its_memory_rules_out_is_asked_no_item() -> None:
     plan, base = plan_of()
-    heavy = objectives(base, 0.25).model_copy(update={"memory_gb": 2.5})
-    candidate = Scripted(heavy, base)
-    candidate.memory_floor_gb = 0.1
-    found = run(plan, candidate)
-    assert candidate.calls == ["serve", "diverge", "remember"]
-    assert found.rejection is not None
-    assert "2.5 GB of memory" in found.rejection
+    for memory, calls, told in (
+        (2.5, GLANCES, "2.375 GB of memory"),
+        (2.01, [*GLANCES, "serve", "diverge", "remember"], "2.01 GB of memory"),
+    ):
+        heavy = objectives(base, 0.02).model_copy(update={"memory_gb": memory})
+        candidate = Scripted(heavy, base)
+        candidate.memory_floor_gb = 0.1
+        found = run(plan, candidate)
+        assert candidate.calls == calls
+        assert found.rejection is not None
+        assert told in found.rejection
+
+
+def test_rivals_on_the_same_engine_tell_how_much_memory_it_takes_beside_the_weights() -> None:
+    plan, base = plan_of()
+    candidate = Scripted(objectives(base, 0.25), base)
+    candidate.memory_floor_gb = 0.05
+    assert memory_floor(plan, candidate) == 0.05  # no rival says what ran it
+    known = [
+        rival.model_copy(update={"engine": "transformers", "weights_gb": rival.objectives.memory_gb - 0.1})
+        for rival in plan.rivals
+    ]
+    told = plan.model_copy(update={"rivals": tuple(known)})
+    # 0.1 GB beside the weights at least, or 10/9 of them: 0.175 + 0.1 is more; four fifths of it
+    assert memory_floor(told, candidate) == pytest.approx(0.8 * (candidate.weights_gb + 0.1))
+    other = told.model_copy(update={"rivals": tuple(r.model_copy(update={"engine": "llama.cpp"}) for r in known)})
+    assert memory_floor(other, candidate) == 0.05
 
 
 def test_without_rejecting_everything_is_measured_at_once() -> None:
@@ -147,7 +190,7 @@ def test_without_rejecting_everything_is_measured_at_once() -> None:
     candidate = Scripted(objectives(bad, 1.9), bad)
     found = run(plan.model_copy(update={"reject": False}), candidate)
     assert found.rejection is None
-    assert candidate.calls == ["serve", "diverge", "remember", f"answer {TOTAL}"]
+    assert candidate.calls == ["serve", "diverge", "remember", f"answer {TOTAL}"]  # and no glance before
 
 
 def test_a_divergence_rejects_only_beside_evidence() -> None:

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agentic_compression.evaluation import memory_in_waiting
 from agentic_compression.evaluation.evaluate import evaluate
-from agentic_compression.evaluation.memory import MemoryProbe
 from agentic_compression.evaluation.quality_probe import measure_quality
 from agentic_compression.evaluation.request import EvaluationRequest
 from agentic_compression.evaluation.store import evaluation_key
@@ -17,9 +15,7 @@ from agentic_compression.records import (
     CheckpointRef,
     DatasetSpec,
     DatasetTask,
-    Estimate,
     EvaluationSettings,
-    MemoryMeasurement,
     Objectives,
     Rival,
     ScreeningPlan,
@@ -30,16 +26,7 @@ TASKS = Path(__file__).resolve().parents[3] / "configs" / "tasks"
 ITEMS = 60
 
 
-@pytest.fixture(autouse=True)
-def memory_measured_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory has tests of its own; here a fresh interpreter a test would only cost time."""
-
-    def planted(probe: MemoryProbe, repeats: int, progress: object) -> MemoryMeasurement:
-        growth = Estimate(value=1e6, low=1e6, high=1e6, n=repeats)
-        return MemoryMeasurement(peak_growth_bytes=growth, peak_rss_bytes=10**8, weights_bytes=10**5)
-
-    monkeypatch.setattr(memory_in_waiting, "measure_memory", planted)
-    monkeypatch.setattr(memory_in_waiting, "may_fork", lambda: False)
+pytestmark = pytest.mark.usefixtures("memory_measured_elsewhere")
 
 
 @pytest.fixture
@@ -123,7 +110,13 @@ def test_asking_in_portions_gives_what_asking_at_once_gives(baseline: Evaluation
     assert climbed.evaluation.benchmarks == whole.evaluation.benchmarks
     assert climbed.report is not None
     quantities = [reading.quantity for reading in climbed.screening]
-    assert quantities[:3] == ["model_size_gb", "latency_ms", "kl"]
+    before = ["model_size_gb", "weights_gb", "co2_floor_grams", "latency_floor_ms", "memory_floor_gb", "latency_ms"]
+    assert quantities[:7] == [*before, "kl"]
+    read = {reading.quantity: reading.value for reading in climbed.screening}
+    assert 0 < read["latency_floor_ms"] < 1e6
+    assert read["co2_floor_grams"] > 0
+    assert read["memory_floor_gb"] == pytest.approx(0.95e-3)  # of the planted megabyte
+    assert 0 < climbed.load_seconds < climbed.seconds
     assert quantities.count("accuracy") > 2
     assert climbed.screening[-1].value == pytest.approx(climbed.evaluation.accuracy.value)
     # the teacher is the same model: no divergence at all
@@ -150,7 +143,7 @@ def test_what_was_measured_before_is_not_rejected_and_asked_for_its_report_only_
     assert measured.status == "succeeded"
     dominated = evaluate(hopeless)
     assert (dominated.status, dominated.cached, dominated.report) == ("succeeded", True, None)
-    assert [reading.quantity for reading in dominated.screening] == ["kl", "accuracy"]
+    assert [reading.quantity for reading in dominated.screening] == ["weights_gb", "kl", "accuracy"]
     (report,) = Path(baseline.store_root).glob("*.report.json")
     report.unlink()  # as if the process had been killed before the report was stored
     stands = evaluate(hopeless.model_copy(update={"screening": ScreeningPlan(reject=False)}))

@@ -1,0 +1,1 @@
+"""Recorded tables of real results, and planners replayed on them."""
