@@ -8,7 +8,7 @@ from pathlib import Path
 from agentic_compression.planning.grid import StrategyGrid, canonical, tried_keys
 from agentic_compression.planning.registry import select_planner
 from agentic_compression.planning.seeds import seed_strategies
-from agentic_compression.records import BASELINE, EpisodeRecord, Proposal, SearchSpace, Strategy
+from agentic_compression.records import BASELINE, EpisodeRecord, Proposal, SearchSpace, Situation, Strategy
 from agentic_compression.settings import get_settings
 
 __all__ = ["propose_episode"]
@@ -23,6 +23,7 @@ def propose_episode(
     seed: int,
     storage_path: Path | None = None,
     in_flight: Sequence[Strategy] = (),
+    situation: Situation | None = None,
 ) -> Proposal:
     """What the next episode tries. Deterministic given its arguments, whatever ``storage_path`` holds.
 
@@ -36,6 +37,7 @@ def propose_episode(
         seed: of the study.
         storage_path: journal file of the planner; in memory when None.
         in_flight: strategies that other processes are running now; they are not proposed again.
+        situation: what the planner may know besides.
 
     Returns:
         A legal strategy that is neither recorded nor in flight, or the end ``search_space_exhausted``.
@@ -53,7 +55,7 @@ def propose_episode(
         if strategy.key not in taken:
             return Proposal(strategy=strategy, source="seed", rationale=f"seed strategy: {reason}")
     for attempt in range(_REASKS):
-        proposal = planner.propose(space, history, seed + attempt)
+        proposal = planner.propose(space, history, seed + attempt, situation)
         if proposal.strategy is None or proposal.strategy.key not in busy:
             return proposal
     grid = StrategyGrid(space)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from agentic_compression.planning.encoding import Encoding
 from agentic_compression.planning.grid import StrategyGrid, tried_keys
 from agentic_compression.planning.mirror import DIRECTIONS, OptunaMirror, quiet_optuna
-from agentic_compression.records import EpisodeRecord, Proposal, SearchSpace, Strategy, content_digest
+from agentic_compression.records import EpisodeRecord, Proposal, SearchSpace, Situation, Strategy, content_digest
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -57,7 +57,13 @@ class OptunaPlanner:
         self._search, self._path = search, storage_path
         self.name = search.name
 
-    def propose(self, space: SearchSpace, history: Sequence[EpisodeRecord], seed: int) -> Proposal:
+    def propose(
+        self,
+        space: SearchSpace,
+        history: Sequence[EpisodeRecord],
+        seed: int,
+        situation: Situation | None = None,
+    ) -> Proposal:
         """The sampler's next untried strategy; see ``Planner``."""
         grid, tried = StrategyGrid(space), tried_keys(space, history)
         ordered = sorted(history, key=lambda record: record.episode)

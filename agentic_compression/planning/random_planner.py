@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agentic_compression.planning.grid import StrategyGrid, tried_keys
-from agentic_compression.records import EpisodeRecord, Proposal, SearchSpace
+from agentic_compression.records import EpisodeRecord, Proposal, SearchSpace, Situation
 
 __all__ = ["RandomPlanner"]
 
@@ -15,7 +15,13 @@ class RandomPlanner:
 
     name = "random"
 
-    def propose(self, space: SearchSpace, history: Sequence[EpisodeRecord], seed: int) -> Proposal:
+    def propose(
+        self,
+        space: SearchSpace,
+        history: Sequence[EpisodeRecord],
+        seed: int,
+        situation: Situation | None = None,
+    ) -> Proposal:
         """A uniformly drawn untried strategy; see ``Planner``."""
         grid = StrategyGrid(space)
         strategy = grid.draw_untried(tried_keys(space, history), (seed, len(history)))

@@ -38,6 +38,7 @@ from agentic_compression.records.frontier import (
     PlannerUsage,
     Solution,
 )
+from agentic_compression.records.planning import Candidate, Expected, Experience, PlannerCall, Recalled, Situation
 from agentic_compression.records.record import Record, content_digest
 from agentic_compression.records.screening import KlEvidence, Report, Rival, Rung, RungReading, ScreeningPlan
 from agentic_compression.records.space import Category, MethodDescription, Parameter, SearchSpace
@@ -49,6 +50,7 @@ __all__ = [
     "BASELINE",
     "PLANNERS",
     "BenchmarkScore",
+    "Candidate",
     "Category",
     "CheckpointRef",
     "Comparison",
@@ -69,6 +71,8 @@ __all__ = [
     "EvaluationOutcome",
     "EvaluationSettings",
     "Excluded",
+    "Expected",
+    "Experience",
     "FinalResults",
     "Flips",
     "FrontierDocument",
@@ -84,9 +88,11 @@ __all__ = [
     "Parameter",
     "ParameterValue",
     "Perplexity",
+    "PlannerCall",
     "PlannerUsage",
     "Proposal",
     "QualityOutcome",
+    "Recalled",
     "Record",
     "Report",
     "Rival",
@@ -95,6 +101,7 @@ __all__ = [
     "RungReading",
     "ScreeningPlan",
     "SearchSpace",
+    "Situation",
     "SizeClass",
     "Solution",
     "SpecSource",

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from agentic_compression.records.evaluation import CheckpointRef, Environment, Evaluation, Objectives
+from agentic_compression.records.planning import Expected, PlannerCall
 from agentic_compression.records.record import Record
 from agentic_compression.records.screening import Report, RungReading
 from agentic_compression.records.strategy import Strategy
@@ -34,6 +35,9 @@ class Proposal(Record):
     end: TerminationReason | None = Field(default=None, description="set exactly when there is no strategy")
     rationale: str = ""
     source: str = Field(description="what made it: 'baseline', 'seed', 'tpe', 'random', 'llm' …")
+    expected: Expected = Field(default_factory=dict, description="what its maker expects of it; empty: nothing said")
+    calls: tuple[PlannerCall, ...] = Field(default=(), description="what asking a language model took")
+    fallback: str = Field(default="", description="why another planner than the chosen one decided; empty: it did not")
 
 
 class EpisodePlan(Record):
@@ -48,6 +52,9 @@ class EpisodePlan(Record):
     source: str
     seed: int
     run_id: str | None = Field(default=None, description="the MLflow run that records this episode")
+    expected: Expected = Field(default_factory=dict, description="what the planner expects of it")
+    calls: tuple[PlannerCall, ...] = ()
+    fallback: str = ""
 
 
 class StageTiming(Record):
@@ -134,6 +141,9 @@ class EpisodeRecord(Record):
     energy_source: Literal["measured", "estimated"] = "estimated"
     co2_grams_spent: float = Field(default=0.0, description="emitted by running this episode")
     decisions: tuple[str, ...] = Field(default=(), description="what became of stages with a condition")
+    expected: Expected = Field(default_factory=dict, description="what the planner expected of it")
+    calls: tuple[PlannerCall, ...] = Field(default=(), description="what asking a language model took")
+    fallback: str = Field(default="", description="why another planner than the chosen one decided")
     environment: Environment | None = None
     started_at: str = Field(default="", description="UTC, ISO 8601")
     finished_at: str = ""
