@@ -12,7 +12,7 @@ from agentic_compression.cli.by_hand import as_it_is, prepare
 from agentic_compression.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from agentic_compression.records import DatasetSpec, StudyConfig
+    from agentic_compression.records import DatasetSpec, Evaluation, Report, StudyConfig
     from agentic_compression.study import Workbench
     from agentic_compression.study.comparison import Side
 
@@ -31,10 +31,17 @@ def compare(
             "--dataset", "-d", help="Benchmark name(s), data file, or 'demo'; by default the study's, or demo."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Items a task: a seeded sample.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Items a task: a seeded sample.", min=1)] = None,
     benchmark_dir: Annotated[Path | None, typer.Option(help="Folder with local copies of benchmarks.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Only these of the dataset's tasks, separated by commas.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the item choice and of the bootstraps.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Seed of the bootstraps, and of the item choice where no study chose; by default the study's, or 0.",
+            min=0,
+            max=2**31 - 1,
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the report into this .md, .html or .json file.")
     ] = None,
@@ -42,7 +49,8 @@ def compare(
 ) -> None:
     """Compare CANDIDATE with BASELINE on the same items: paired differences, flips, costs, and a verdict.
 
-    What was measured before is read, not measured again.
+    What was measured before is read, not measured again: of two episodes of one study the answers to the report items,
+    where both were asked them, else to those that plans were made on.
 
     Examples:
 
@@ -52,21 +60,22 @@ def compare(
 
       acf compare models:/demo--demo@baseline models:/demo--demo@smallest -d demo --tasks demo_mc --json
     """
-    if output is not None and output.suffix not in {".md", ".html", ".json"}:
-        raise ConfigurationError(f"--output must end in .md, .html or .json, got {output}")
+    if output is not None and (output.suffix not in {".md", ".html", ".json"} or output.is_dir()):
+        raise ConfigurationError(f"--output must be a file that ends in .md, .html or .json, got {output}")
     from agentic_compression.cli.comparison_report import as_html, as_markdown, print_comparison
     from agentic_compression.storage import write_atomically
     from agentic_compression.study import validate_data
     from agentic_compression.study.comparison import compare_sides
 
-    config, bench = _configuration(baseline, candidate, dataset, seed, limit, benchmark_dir)
+    names = baseline, candidate
+    config, bench = _configuration(names, dataset, seed, limit, benchmark_dir)
     data, _ = validate_data(config, bench)
     data = _only(data, tasks)
-    stored = all(option is None for option in (dataset, limit, benchmark_dir, tasks)) and _of_one_study(
-        baseline, candidate
-    )
-    first, second = (_side(name, config, bench, stored=stored) for name in (baseline, candidate))
-    compared = compare_sides(config, data, first, second, bench)
+    as_studied = all(option is None for option in (dataset, limit, benchmark_dir, tasks)) and _of_one_study(*names)
+    stored = _stored(names, bench) if as_studied else (None, None)
+    first, second = (_side(*one, config, bench) for one in zip(names, stored, strict=True))
+    bootstrapped = config if seed is None else config.model_copy(update={"seed": seed})
+    compared = compare_sides(bootstrapped, data, first, second, bench)
     if output is not None:
         texts = {".md": as_markdown, ".html": as_html, ".json": lambda item: item.model_dump_json(indent=2) + "\n"}
         write_atomically(output, texts[output.suffix](compared))
@@ -79,30 +88,67 @@ def compare(
 
 
 def _configuration(
-    baseline: str, candidate: str, dataset: str | None, seed: int, limit: int | None, benchmark_dir: Path | None
+    names: tuple[str, str], dataset: str | None, seed: int | None, limit: int | None, benchmark_dir: Path | None
 ) -> tuple[StudyConfig, Workbench]:
-    """How to measure: as the study did where one side is an episode and nothing else was asked for."""
-    study = next((match["study"] for name in (baseline, candidate) if (match := _episode(name))), None)
-    if study is None or dataset is not None:
-        return prepare(baseline, dataset or "demo", seed, limit=limit, benchmark_dir=benchmark_dir)
+    """How to measure: as the study did where one side is an episode and nothing else was asked for.
+
+    An episode's items are those of its study, whatever the seed: another seed could ask what it was calibrated on.
+    """
+    study = next((match["study"] for name in names if (match := _episode(name))), None)
+    studied = None if study is None else _config_of(study)
+    if studied is None or dataset is not None:
+        chosen = seed or 0 if studied is None else studied.seed
+        return prepare(names[0], dataset or "demo", chosen, limit=limit, benchmark_dir=benchmark_dir)
+    from agentic_compression.execution import shared_supervisor
+    from agentic_compression.study import open_workbench
+
+    shared_supervisor().start()
+    changes: dict[str, object] = {}
+    if limit is not None:
+        changes["evaluation"] = studied.evaluation.model_copy(update={"limit": limit})
+    if benchmark_dir is not None:
+        changes["benchmark_dir"] = str(benchmark_dir.resolve())
+    return studied.model_copy(update=changes), open_workbench()
+
+
+def _config_of(study: str) -> StudyConfig:
     from agentic_compression.records import StudyConfig
     from agentic_compression.settings import get_settings
     from agentic_compression.study.workbench import study_folder
 
-    folder = study_folder(get_settings(), study)
-    if not (folder / "study.json").is_file():
-        raise ConfigurationError(f"no study {study!r} (looked for {folder / 'study.json'}); see: acf analyze")
-    config = StudyConfig.model_validate_json((folder / "study.json").read_text(encoding="utf-8"))
-    _, bench = prepare(baseline, config.dataset, seed)
-    changes: dict[str, object] = {}
-    if limit is not None:
-        changes["evaluation"] = config.evaluation.model_copy(update={"limit": limit})
-    if benchmark_dir is not None:
-        changes["benchmark_dir"] = str(benchmark_dir.resolve())
-    return config.model_copy(update=changes), bench
+    file = study_folder(get_settings(), study) / "study.json"
+    if not file.is_file():
+        raise ConfigurationError(f"no study {study!r} (looked for {file}); see: acf analyze")
+    return StudyConfig.model_validate_json(file.read_text(encoding="utf-8"))
 
 
-def _side(name: str, config: StudyConfig, bench: Workbench, *, stored: bool) -> Side:
+def _stored(names: tuple[str, str], bench: Workbench) -> tuple[Evaluation | None, Evaluation | None]:
+    """Two episodes' evaluations as they were recorded, on the report items where both were asked them."""
+    places = [(match["study"], int(match["episode"])) for name in names if (match := _episode(name))]
+    first, second = (bench.history.evaluation(*place) for place in places)
+    reports = [bench.history.report(*place) for place in places]
+    if first is None or second is None or reports[0] is None or reports[1] is None:
+        return first, second
+    return _on_report_items(first, reports[0]), _on_report_items(second, reports[1])
+
+
+def _on_report_items(evaluation: Evaluation, report: Report) -> Evaluation:
+    return evaluation.model_copy(
+        update={
+            "accuracy": report.accuracy,
+            "benchmarks": report.benchmarks,
+            "divergence": report.divergence,
+            "split": "report",
+        }
+    )
+
+
+def _side(name: str, evaluation: Evaluation | None, config: StudyConfig, bench: Workbench) -> Side:
+    """What the user named, with the evaluation that is to be taken as it was recorded.
+
+    Raises:
+        ConfigurationError: when there is no such episode, or nothing of it is left.
+    """
     from agentic_compression.study.comparison import Side
 
     match = _episode(name)
@@ -116,7 +162,6 @@ def _side(name: str, config: StudyConfig, bench: Workbench, *, stored: bool) -> 
     if record.checkpoint is None:
         raise ConfigurationError(f"{name} has nothing to compare: it {record.status} ({record.error or 'no reason'})")
     checkpoint = record.checkpoint if Path(record.checkpoint.path).is_dir() else None
-    evaluation = bench.history.evaluation(study, episode) if stored else None
     if checkpoint is None and evaluation is None:
         raise ConfigurationError(f"the checkpoint of {name} is gone; make it again: acf rebuild {study} {episode}")
     return Side(name=f"{name} ({record.strategy.label or 'baseline'})", checkpoint=checkpoint, evaluation=evaluation)
@@ -128,9 +173,7 @@ def _episode(name: str) -> re.Match[str] | None:
 
 def _of_one_study(*names: str) -> bool:
     matches = [_episode(name) for name in names]
-    return len({match["study"] if match else name for match, name in zip(matches, names, strict=True)}) == 1 and all(
-        matches
-    )
+    return all(matches) and len({match["study"] for match in matches if match}) == 1
 
 
 def _only(data: DatasetSpec, wanted: str | None) -> DatasetSpec:

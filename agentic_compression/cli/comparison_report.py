@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
@@ -34,9 +35,9 @@ _Table = tuple[Sequence[str], list[tuple[str, ...]]]
 
 
 def as_markdown(compared: Comparison) -> str:
-    """The report as Markdown; names from outside cannot form tables or HTML."""
+    """The report as Markdown; names from outside cannot form tables, links, images or HTML."""
     lines = [f"# {_plain(compared.candidate)} beside {_plain(compared.baseline)}", "", f"**{compared.summary}**", ""]
-    for heads, rows in (_tasks(compared), _costs(compared)):
+    for heads, rows in _tables(compared):
         lines += [
             _line(heads),
             _line(["---"] * len(heads)),
@@ -45,7 +46,7 @@ def as_markdown(compared: Comparison) -> str:
         ]
     lines += [*_notes(compared), ""]
     if compared.warnings:
-        lines += ["Not an equal comparison:", "", *(f"- {_plain(warning)}" for warning in compared.warnings), ""]
+        lines += ["To be kept in mind:", "", *(f"- {_plain(warning)}" for warning in compared.warnings), ""]
     return "\n".join(lines)
 
 
@@ -64,7 +65,7 @@ def as_html(compared: Comparison) -> str:
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f"<title>{title}</title><style>{STYLE}</style></head><body><main><header><h1>{title}</h1>"
         f"<p>{escape(compared.summary)}</p></header>{tables}<footer>{notes}"
-        + (f"<p>Not an equal comparison:</p><ul>{warnings}</ul>" if warnings else "")
+        + (f"<p>To be kept in mind:</p><ul>{warnings}</ul>" if warnings else "")
         + "</footer></main></body></html>\n"
     )
 
@@ -114,11 +115,16 @@ def _tasks(compared: Comparison) -> _Table:
 
 def _costs(compared: Comparison) -> _Table:
     rows: list[tuple[str, ...]] = [
-        (words, f"{ratio.value:.3f}", f"{ratio.low:.3f} … {ratio.high:.3f}" if ratio.low < ratio.high else "exact")
+        (words, f"{ratio.value:.3f}", f"{ratio.low:.3f} … {ratio.high:.3f}" if ratio.low < ratio.high else _width(name))
         for name, words in _COSTS.items()
         if (ratio := compared.ratios.get(name)) is not None
     ]
     return ("cost", "candidate / baseline", "95 % interval"), rows
+
+
+def _width(name: str) -> str:
+    """What to say of a ratio without a width: only a size is known exactly."""
+    return "exact" if name == "model_size_gb" else "no spread seen"
 
 
 def _difference(difference: Estimate) -> tuple[str, str]:
@@ -160,5 +166,5 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown takes as it is."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+    """Text that Markdown takes as it is, on one line."""
+    return re.sub(r"([\\|`*\[\]])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")

@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from agentic_compression.data.benchmarks import BENCHMARKS, HarnessTask
+from agentic_compression.data.benchmarks import BENCHMARKS, HarnessTask, check_readings
 from agentic_compression.data.files import read_json, read_jsonl, read_text
 from agentic_compression.data.split import Document
 from agentic_compression.errors import DatasetError
@@ -27,9 +27,8 @@ from agentic_compression.errors import DatasetError
 __all__ = ["read_benchmark"]
 
 _LETTERS = "ABCDEFGHIJ"
-_TRAIN_ITEM = re.compile(
-    r"Please choose the correct answer to the question: (.*)\n\n(Answer1: .*)\n\nAnswer format: .*", re.S
-)
+_INDEX_OF = {**{letter: index for index, letter in enumerate("ABCD")}, **{str(index): index for index in range(4)}}
+_TRAIN_BEGINS = "Please choose the correct answer to the question: "
 
 
 def read_benchmark(name: str, root: Path) -> list[HarnessTask]:
@@ -44,7 +43,8 @@ def read_benchmark(name: str, root: Path) -> list[HarnessTask]:
         )
     try:
         tasks = _READERS[name](root)
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        check_readings(BENCHMARKS[name], tasks)
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         problem = f"{type(error).__name__}: {error}"
         raise DatasetError(
             f"the local files of {name} under {root} are not in the published format ({problem}); get them again"
@@ -54,7 +54,8 @@ def read_benchmark(name: str, root: Path) -> list[HarnessTask]:
             if split == task.evaluated and not documents:
                 raise DatasetError(f"{name} under {root} has no items in its {split} split; get the files again")
             for number, document in enumerate(documents):
-                document.setdefault("id", f"{task.task}-{split}-{number:05d}")
+                own = document.get("id")
+                document["id"] = f"{task.task}-{split}-{number:05d}" if own is None else str(own)
     return tasks
 
 
@@ -74,13 +75,16 @@ def _jsonl(path: Path) -> list[Document]:
 
 
 def _gsm8k(root: Path) -> list[HarnessTask]:
-    splits = {"test": _jsonl(_find(root, "gsm8k/test.jsonl"))}
+    splits = {"test": [_gsm8k_document(raw) for raw in _jsonl(_find(root, "gsm8k/test.jsonl"))]}
     if train := _optional(root, "gsm8k/train.jsonl"):
-        splits["train"] = _jsonl(train)
-    for document in (document for documents in splits.values() for document in documents):
-        if "####" not in document["answer"] or not document["question"]:
-            raise ValueError("a GSM8K answer ends in '#### number'")
+        splits["train"] = [_gsm8k_document(raw) for raw in _jsonl(train)]
     return [HarnessTask("gsm8k", splits, "test")]
+
+
+def _gsm8k_document(raw: Document) -> Document:
+    if "####" not in raw["answer"] or not raw["question"]:
+        raise ValueError("a GSM8K answer ends in '#### number'")
+    return {field: raw[field] for field in ("id", "question", "answer") if field in raw}
 
 
 def _commonsenseqa(root: Path) -> list[HarnessTask]:
@@ -116,8 +120,11 @@ def _truthfulqa(root: Path) -> list[HarnessTask]:
         for raw in read_json(_find(root, "truthfulqa/mc_task.json"))
     ]
     for document in documents:
-        if sum(document["mc1_targets"]["labels"]) != 1 or 0 not in document["mc2_targets"]["labels"]:
-            raise ValueError(f"mc1 needs one right answer and mc2 a wrong one: {document['question'][:60]!r}")
+        one, more = document["mc1_targets"]["labels"], document["mc2_targets"]["labels"]
+        if sorted(one, reverse=True) != [1, *[0] * (len(one) - 1)] or set(more) != {0, 1}:
+            raise ValueError(
+                f"mc1 needs one right answer, mc2 right and wrong ones, labelled 1 and 0: {document['question'][:60]!r}"
+            )
     return [HarnessTask(f"truthfulqa_{kind}", {"validation": [dict(d) for d in documents]}, "validation")
             for kind in ("mc1", "mc2")]  # fmt: skip
 
@@ -145,10 +152,9 @@ def _mmlu_rows(path: Path, subject: str) -> list[Document]:
     documents = []
     for row in rows:
         question, *choices, answer = row
-        index = int(answer) if answer.isdigit() else _LETTERS.index(answer)
-        if len(choices) != 4 or not 0 <= index < 4:
+        if len(choices) != 4 or answer not in _INDEX_OF:
             raise ValueError(f"{path.name}: a row has 4 choices and an answer A-D or 0-3, got {row[1:]}")
-        documents.append({"question": question, "subject": subject, "choices": choices, "answer": index})
+        documents.append({"question": question, "subject": subject, "choices": choices, "answer": _INDEX_OF[answer]})
     return documents
 
 
@@ -175,7 +181,7 @@ def _hellaswag_subset(raw: Document) -> Document:
     else:
         label = "Video"
     endings = [raw["choices"][letter] for letter in "ABCD"]
-    answer = "ABCD".index(raw["answer"])
+    answer = list("ABCD").index(raw["answer"])
     return {"ctx_a": context, "ctx_b": "", "activity_label": label, "endings": endings, "label": str(answer)}
 
 
@@ -196,18 +202,22 @@ def _arc(root: Path) -> list[HarnessTask]:
 
 
 def _arc_document(question: str, choices: list[str], gold: int) -> Document:
+    if not isinstance(choices, list) or not 0 <= gold < len(choices) <= len(_LETTERS):
+        raise ValueError(f"an ARC item has at most {len(_LETTERS)} choices and names one, got {gold!r} of {choices!r}")
     labels = list(_LETTERS[: len(choices)])
     return {"question": question, "choices": {"text": choices, "label": labels}, "answerKey": labels[gold]}
 
 
 def _arc_train(raw: Document) -> Document | None:
     """The training file writes choices as ``Answer1: … Answer2: …``; an item that does not parse is left out."""
-    match = _TRAIN_ITEM.fullmatch(raw["instruction"])
-    gold = re.fullmatch(r"answer(\d)", raw["answer"])
-    if match is None or gold is None:
+    body, ends, _ = raw["instruction"].rpartition("\n\nAnswer format: ")
+    asked, lists, answers = body.rpartition("\n\nAnswer1: ")
+    gold = re.fullmatch(r"answer([1-9])", raw["answer"])
+    if not asked.startswith(_TRAIN_BEGINS) or not ends or not lists or gold is None:
         return None
-    choices = [part.strip() for part in re.split(r"\s?Answer\d: ", match[2])[1:]]
-    return _arc_document(match[1], choices, int(gold[1]) - 1) if int(gold[1]) <= len(choices) else None
+    choices = [part.strip() for part in re.split(r"\s?Answer\d: ", answers)]
+    number = int(gold[1])
+    return _arc_document(asked.removeprefix(_TRAIN_BEGINS), choices, number - 1) if number <= len(choices) else None
 
 
 def _winogrande(root: Path) -> list[HarnessTask]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentic_compression.data.benchmarks import Benchmark, HarnessTask
+from agentic_compression.data.benchmarks import Benchmark, HarnessTask, check_readings
 from agentic_compression.data.split import Document
 from agentic_compression.errors import DatasetError
 from agentic_compression.settings import Settings
@@ -32,6 +32,13 @@ def load_benchmark(benchmark: Benchmark, settings: Settings) -> list[HarnessTask
             for number, document in enumerate(documents):
                 document.setdefault("id", document.get("task_id") or f"{task}-{split}-{number:05d}")
         tasks.append(HarnessTask(task, splits, benchmark.evaluated))
+    try:
+        check_readings(benchmark, tasks)
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise DatasetError(
+            f"{benchmark.hub[0][1]} is not as the harness's definition reads it ({_line(error)}); "
+            f"give {benchmark.name} with --benchmark-dir"
+        ) from None
     return tasks
 
 
@@ -39,7 +46,7 @@ def require_reachable(benchmark: Benchmark, settings: Settings) -> None:
     """One quick question, so that an offline machine hears at once what to do instead of waiting for retries.
 
     Raises:
-        DatasetError: when the Hub does not answer.
+        DatasetError: when the Hub does not answer, or what answers is none.
     """
     import httpx
     from huggingface_hub import HfApi
@@ -59,6 +66,11 @@ def require_reachable(benchmark: Benchmark, settings: Settings) -> None:
         raise DatasetError(
             f"{settings.hf_endpoint} answered {error.response.status_code} for {path}; "
             f"set HF_TOKEN, or give local copies of {benchmark.name} with --benchmark-dir FOLDER"
+        ) from None
+    except (ValueError, TypeError, LookupError) as error:  # a proxy's page, or another service
+        raise DatasetError(
+            f"{settings.hf_endpoint} answers, but not as a Hub does ({_line(error)}); "
+            f"check HF_ENDPOINT, or give local copies of {benchmark.name} with --benchmark-dir FOLDER"
         ) from None
 
 

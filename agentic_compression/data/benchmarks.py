@@ -6,12 +6,12 @@ from a local file (``benchmark_files``) or from the Hub (``benchmark_hub``): pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from agentic_compression.data.split import Document
 
-__all__ = ["BENCHMARKS", "Benchmark", "HarnessTask", "Reading", "reading_of"]
+__all__ = ["BENCHMARKS", "Benchmark", "HarnessTask", "Reading", "check_readings", "reading_of"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,23 @@ def reading_of(lm_eval_task: str, document: Document) -> Reading:
     return _benchmark_of(lm_eval_task).reading(document)
 
 
+def check_readings(benchmark: Benchmark, tasks: Iterable[HarnessTask]) -> None:
+    """Every document must be readable, in texts, with a right answer among its choices.
+
+    Raises:
+        LookupError, TypeError, ValueError, ArithmeticError, AttributeError: where one is not, whatever it lacks.
+    """
+    for task in tasks:
+        for document in (document for documents in task.splits.values() for document in documents):
+            found = benchmark.reading(document)
+            if not all(isinstance(text, str) for text in (found.question, *found.choices, found.answer)):
+                raise TypeError(f"question, choices and answer are texts, got {str(found)[:100]}")
+            if found.choices and not 0 <= found.answer_index < len(found.choices):
+                raise ValueError(
+                    f"the answer is one of the choices, got number {found.answer_index} of {found.choices}"
+                )
+
+
 def _benchmark_of(lm_eval_task: str) -> Benchmark:
     for benchmark in BENCHMARKS.values():
         if any(task == lm_eval_task for task, _, _ in benchmark.hub):
@@ -83,6 +100,8 @@ def _benchmark_of(lm_eval_task: str) -> Benchmark:
 
 
 def _choice(question: str, choices: list[str], answer: int, *, joint: str | None = None) -> Reading:
+    if not isinstance(choices, list):
+        raise TypeError(f"choices are a list, got {str(choices)[:100]!r}")
     return Reading(question, tuple(choices), answer, choices[answer], joint)
 
 
@@ -102,7 +121,9 @@ def _hellaswag(document: Document) -> Reading:
 
 
 def _winogrande(document: Document) -> Reading:
-    before, _, after = document["sentence"].partition("_")
+    before, blank, after = document["sentence"].partition("_")
+    if not blank:
+        raise ValueError(f"a sentence has a blank _ for the options, got {document['sentence'][:100]!r}")
     endings = [f"{document[option]}{after}" for option in ("option1", "option2")]
     return _choice(before.strip(), endings, int(document["answer"]) - 1, joint=" ")
 

@@ -8,17 +8,10 @@ from agentic_compression.errors import DatasetError
 from agentic_compression.evaluation.comparison_fairness import unfairness
 from agentic_compression.evaluation.comparison_summary import summary_of
 from agentic_compression.evaluation.paired import mcnemar, null_variance, paired_difference, sign_flip_test, verdict_of
-from agentic_compression.evaluation.paired_planning import detectable_drop, items_needed
+from agentic_compression.evaluation.paired_planning import detectable_drop, items_needed, step_of
 from agentic_compression.evaluation.pairing import PairedTask, pair_scores
 from agentic_compression.evaluation.ratios import cost_ratios
-from agentic_compression.records import (
-    BenchmarkScore,
-    Comparison,
-    Divergence,
-    Evaluation,
-    Flips,
-    PairedScore,
-)
+from agentic_compression.records import BenchmarkScore, Comparison, Divergence, Evaluation, Flips, PairedScore
 
 __all__ = ["compare_evaluations", "compare_scores"]
 
@@ -42,7 +35,8 @@ def compare_evaluations(
         seed: of the bootstraps.
 
     Raises:
-        DatasetError: when no task or item is shared, or a task was scored by another metric.
+        DatasetError: when no task or item is shared, a task was scored by another metric, or a score is not a number.
+        ValueError: when a weight is not positive and finite.
     """
     ratios = cost_ratios(baseline, candidate, seed)
     compared = compare_scores(baseline.benchmarks, candidate.benchmarks, names=names, weights=weights, seed=seed)
@@ -72,6 +66,7 @@ def compare_scores(
 
     Raises:
         DatasetError: as ``compare_evaluations``.
+        ValueError: when a weight is not positive and finite.
     """
     pairs, warnings = _paired_by_task(baseline, candidate)
     chosen = [(weights or {}).get(score.task, 1.0) for score, _ in pairs]
@@ -89,7 +84,7 @@ def compare_scores(
         tasks=tuple(_paired_score(score, pair, seed) for score, pair in pairs),
         flips=_pooled([pair.flips for _, pair in pairs]),
         items_needed=items_needed(units, chosen) if verdict == "indistinguishable" else None,
-        detectable_drop=detectable_drop(difference.n, null_variance(units, chosen)),
+        detectable_drop=detectable_drop(difference.n, null_variance(units, chosen), step=step_of(units, chosen)),
         warnings=(*warnings, *(line for _, pair in pairs for line in pair.warnings)),
     )
     return compared.model_copy(update={"summary": summary_of(compared)})

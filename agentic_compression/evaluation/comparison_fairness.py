@@ -49,6 +49,8 @@ def _settings(first: EvaluationSettings, second: EvaluationSettings) -> Iterator
 def _scoring(baseline: Evaluation, candidate: Evaluation) -> Iterator[str]:
     if baseline.split != candidate.split:
         yield f"measured on different splits of the items ({baseline.split} and {candidate.split})"
+    elif baseline.split == "search":
+        yield "both answered the items that plans were made on: the best of many candidates is flattered by them"
     others = {score.task: score for score in candidate.benchmarks}
     for score in baseline.benchmarks:
         other = others.get(score.task)
@@ -58,6 +60,8 @@ def _scoring(baseline: Evaluation, candidate: Evaluation) -> Iterator[str]:
             yield f"{score.task}: scored by {score.harness} and {other.harness}"
         if score.few_shot != other.few_shot:
             yield f"{score.task}: asked with {score.few_shot} and {other.few_shot} examples"
+        if score.answer_tokens != other.answer_tokens and None not in (score.answer_tokens, other.answer_tokens):
+            yield f"{score.task}: answered in at most {score.answer_tokens} and {other.answer_tokens} tokens"
         if score.truncated or other.truncated:
             yield f"{score.task}: {score.truncated} and {other.truncated} prompts lost their beginning to fit"
 
@@ -66,8 +70,13 @@ def _costs(baseline: Evaluation, candidate: Evaluation) -> Iterator[str]:
     first, second = baseline.energy, candidate.energy
     if (first.source, first.method) != (second.source, second.method):
         yield f"energy known in different ways ({first.source}: {first.method}; {second.source}: {second.method})"
+    elif first.idle != second.idle:
+        yield f"energy with the idle power {first.idle} and {second.idle}: not comparable"
+    grids = [f"{energy.grid_region}, {energy.grid_grams_per_kwh:g} g/kWh" for energy in (first, second)]
     if first.grid_grams_per_kwh != second.grid_grams_per_kwh:
-        yield f"CO2 reckoned with different grids ({first.grid_region} and {second.grid_region})"
+        yield f"CO2 reckoned with different grids ({grids[0]} and {grids[1]})"
+    if first.pue != second.pue:
+        yield f"CO2 reckoned with different buildings (PUE {first.pue:g} and {second.pue:g})"
     for name, evaluation in (("baseline", baseline), ("candidate", candidate)):
         if not evaluation.latency.stable:
             yield f"the {name}'s times had not settled when they were measured: its latency is uncertain"

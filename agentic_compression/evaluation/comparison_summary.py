@@ -13,20 +13,20 @@ def summary_of(comparison: Comparison) -> str:
     """For example::
 
     0.4 points worse, 95 % CI [-0.1, 0.9], 2.1× faster, 38 % less energy: indistinguishable at n=600;
-    about 4,100 items would settle it
+    about 4,200 items would settle it
     """
     parts = [_accuracy(comparison.accuracy), *_costs(comparison)]
     return f"{', '.join(parts)}: {_conclusion(comparison)}"
 
 
 def rounded(count: int) -> str:
-    """Two significant digits, thousands apart: 4,137 is ``4,100``."""
+    """Two significant digits, rounded up, thousands apart: 4,137 is ``4,200``."""
     digits = max(0, len(str(count)) - 2)
     return f"{math.ceil(count / 10**digits) * 10**digits:,}"
 
 
 def _accuracy(difference: Estimate) -> str:
-    if difference.value == 0:
+    if abs(difference.value) < 1e-12:  # what is left of tasks that cancel out
         words, low, high = "no difference in accuracy", difference.low, difference.high
     elif difference.value < 0:
         words, low, high = f"{_points(-difference.value)} points worse", -difference.high, -difference.low

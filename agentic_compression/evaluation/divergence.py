@@ -59,10 +59,10 @@ def measure_divergence(
         batch_size: sequences at once, at most.
 
     Raises:
-        ModelError: when the student has other tokens than the teacher.
+        ModelError: when the student has other tokens than the teacher, or too short a context.
         CompressionError: when its logits are not numbers.
     """
-    _check_tokens(runtime, teacher)
+    _check_comparable(runtime, teacher)
     starts, count = teacher.starts, len(teacher.windows)
     sums, agreed = np.zeros(count), np.zeros(count)
     found = runtime.sequence_logits(teacher.windows, batch_size)
@@ -124,11 +124,17 @@ def _divergences(
     return found
 
 
-def _check_tokens(runtime: Runtime, teacher: TeacherLogits) -> None:
+def _check_comparable(runtime: Runtime, teacher: TeacherLogits) -> None:
     if runtime.vocabulary < int(teacher.indices.max()) + 1 or vocabulary_digest(runtime) != teacher.tokens_digest:
         raise ModelError(
             "a divergence needs two models with the same tokens, got another tokenizer or a smaller vocabulary "
             f"({runtime.vocabulary}, the teacher's {teacher.vocabulary}); compare their accuracy instead"
+        )
+    longest = max(len(window) for window in teacher.windows)
+    if longest > runtime.context_length:
+        raise ModelError(
+            f"a divergence needs a model that reads {longest} tokens at once as the teacher did, got a context of "
+            f"{runtime.context_length}; compare their accuracy instead"
         )
 
 

@@ -52,13 +52,15 @@ class ItemAnswer:
 
 def named(documents: Sequence[Mapping[str, Any]]) -> list[Item]:
     """Items with names that depend on their content alone; equal names are told apart by a number."""
-    names = [_name(document) for document in documents]
-    seen: Counter[str] = Counter()
-    items = []
-    for name, document in zip(names, documents, strict=True):
-        seen[name] += 1
-        items.append(Item(name if seen[name] == 1 else f"{name}#{seen[name]}", document))
-    return items
+    repeated: Counter[str] = Counter()
+    items: dict[str, Item] = {}
+    for document in documents:
+        unique = name = _name(document)
+        while unique in items:  # also where another item's own id is "name#2"
+            repeated[name] += 1
+            unique = f"{name}#{repeated[name] + 1}"
+        items[unique] = Item(unique, document)
+    return list(items.values())
 
 
 def _name(document: Mapping[str, Any]) -> str:

@@ -10,10 +10,12 @@ import random
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from agentic_compression.errors import DatasetError
 from agentic_compression.evaluation.batching import batch_limit
 from agentic_compression.evaluation.intervals import bootstrap_ratio
+from agentic_compression.evaluation.items import named
 from agentic_compression.progress import Progress, no_progress
 from agentic_compression.records import Perplexity
 from agentic_compression.runtimes import DocumentScore, Runtime
@@ -22,8 +24,13 @@ from agentic_compression.storage import read_json_lines
 __all__ = ["encode_documents", "perplexity_of", "read_texts", "score_documents", "within_budget"]
 
 
+_MOST_NATS = 300.0  # more is as broken, and the squares of its exponential are not finite
+
+
 def read_texts(path: str, *, limit: int | None = None, seed: int = 0) -> dict[str, str]:
     """Read JSONL of ``{text}`` with optional ``id``, in the order of the ids (line numbers without ids).
+
+    An id that came before is followed by a number, so that no text replaces another.
 
     Args:
         path: the file.
@@ -34,9 +41,8 @@ def read_texts(path: str, *, limit: int | None = None, seed: int = 0) -> dict[st
         DatasetError: when the file cannot be read or holds no text.
     """
     try:
-        rows = read_json_lines(Path(path))
-        texts = {str(row.get("id", f"{number:08d}")): str(row["text"]) for number, row in enumerate(rows)}
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        texts = _named_texts(read_json_lines(Path(path)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{path} must be JSONL with a 'text' field, got {type(error).__name__}: {error}") from error
     if not texts:
         raise DatasetError(f"{path} must hold at least one text, got none")
@@ -95,13 +101,25 @@ def score_documents(
 
 
 def perplexity_of(scores: Sequence[DocumentScore], seed: int) -> Perplexity:
-    """``exp`` of the mean negative log-likelihood a token, the interval by resampling documents."""
+    """``exp`` of the mean negative log-likelihood a token, at most ``e^300``, the interval by resampling documents."""
     import numpy as np
 
     tokens = [len(score.hits) for score in scores]
     return Perplexity(
-        perplexity=bootstrap_ratio([score.nll for score in scores], tokens, seed, np.exp),
+        perplexity=bootstrap_ratio(
+            [score.nll for score in scores], tokens, seed, lambda nll: np.exp(np.minimum(nll, _MOST_NATS))
+        ),
         tokens=sum(tokens),
         documents=len(scores),
         top1_accuracy=bootstrap_ratio([sum(score.hits) for score in scores], tokens, seed),
     )
+
+
+def _named_texts(rows: Sequence[Any]) -> dict[str, str]:
+    documents = []
+    for number, row in enumerate(rows):
+        text, own = row["text"], row.get("id")
+        if not isinstance(text, str):
+            raise TypeError(f"the text of row {number + 1} must be a string, got {type(text).__name__}")
+        documents.append({"id": f"{number:08d}" if own is None else own, "text": text})
+    return {item.id: item.document["text"] for item in named(documents)}

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from agentic_compression.evaluation.intervals import resamples, shares_of
 from agentic_compression.records import Estimate, Verdict
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "mcnemar",
     "null_variance",
     "paired_difference",
-    "shares_of",
     "sign_flip_test",
     "verdict_of",
 ]
@@ -57,9 +57,10 @@ class PairedUnits:
     sizes: Numbers
 
     def __post_init__(self) -> None:
-        if len(self.differences) != len(self.sizes) or not len(self.sizes) or not (self.sizes > 0).all():
+        same = len(self.differences) == len(self.sizes) > 0
+        if not same or not np.isfinite([self.differences, self.sizes]).all() or self.sizes.min() <= 0:
             raise ValueError(
-                f"a task needs a unit or more, each with a difference and a positive size, got "
+                f"a task needs a unit or more, each with a finite difference and a finite, positive size, got "
                 f"{len(self.differences)} differences and {len(self.sizes)} sizes"
             )
 
@@ -78,7 +79,7 @@ def paired_difference(tasks: Sequence[PairedUnits], weights: Sequence[float], se
         seed: of the 10,000 resamples.
 
     Returns:
-        ``n`` is the number of units, ``spread`` the standard deviation of one unit's share times the root of ``n``.
+        ``n`` is the number of units, ``spread`` the standard error if both were equally good, times the root of ``n``.
     """
     shares = shares_of(weights)
     value = sum(share * task.mean for share, task in zip(shares, tasks, strict=True))
@@ -154,18 +155,6 @@ def verdict_of(difference: Estimate, p_value: float) -> Verdict:
     return "better" if difference.value > 0 else "worse"
 
 
-def shares_of(weights: Sequence[float]) -> list[float]:
-    """Weights that sum to 1.
-
-    Raises:
-        ValueError: when there is none, or one is not positive.
-    """
-    if not weights or min(weights) <= 0:
-        raise ValueError(f"weights must be positive, one a task, got {list(weights)}")
-    total = float(sum(weights))
-    return [weight / total for weight in weights]
-
-
 def _resampled_means(task: PairedUnits, generator: np.random.Generator) -> Numbers:
     """Differences an answer of resampled units, ``(resamples,)``, with one gained and one lost answer among them.
 
@@ -180,11 +169,7 @@ def _resampled_means(task: PairedUnits, generator: np.random.Generator) -> Numbe
     if len(kinds) <= _COUNTED:
         sums = generator.multinomial(n, counts / n, size=_RESAMPLES) @ kinds
     else:
-        sums = np.empty((_RESAMPLES, 2))
-        rows = max(1, _CELLS // n)
-        for start in range(0, _RESAMPLES, rows):
-            picks = generator.integers(0, n, size=(min(rows, _RESAMPLES - start), n))
-            sums[start : start + len(picks), 0] = differences[picks].sum(axis=1)
-            sums[start : start + len(picks), 1] = sizes[picks].sum(axis=1)
+        blocks = resamples(n, _RESAMPLES, generator)
+        sums = np.concatenate([np.stack([differences[p].sum(axis=1), sizes[p].sum(axis=1)], axis=1) for p in blocks])
     means: Numbers = sums[:, 0] / sums[:, 1]
     return means

@@ -39,8 +39,8 @@ def pair_scores(baseline: BenchmarkScore, candidate: BenchmarkScore) -> PairedTa
     Raises:
         DatasetError: when nothing can be paired.
     """
-    rows, columns, warnings = _matching(baseline, candidate)
     first, second = _units_of(baseline), _units_of(candidate)
+    rows, columns, warnings = _matching(baseline, candidate, len(first.sizes), len(second.sizes))
     before, after = first.pick(rows), second.pick(columns)
     if not (before.sizes == after.sizes).all():
         raise DatasetError(
@@ -80,6 +80,8 @@ def _units_of(score: BenchmarkScore) -> _Units:
         raise DatasetError(
             f"the evaluation of {score.task} must hold a score for every item, got only the mean; measure it again"
         )
+    if not np.isfinite(answers).all():
+        raise DatasetError(f"the scores of {score.task} must be finite, got NaN or infinity; measure it again")
     if not score.groups:
         binary = bool(score.outcomes) and score.metric != "next_token_top1"
         return _Units(answers, np.ones(len(answers)), binary)
@@ -92,9 +94,10 @@ def _units_of(score: BenchmarkScore) -> _Units:
     return _Units(np.add.reduceat(answers, starts), sizes.astype(np.float64), binary=False)
 
 
-def _matching(baseline: BenchmarkScore, candidate: BenchmarkScore) -> tuple[list[int], list[int], list[str]]:
-    """Places of the shared units in both, and what to warn of."""
-    first, second = len(_units_of(baseline).sizes), len(_units_of(candidate).sizes)
+def _matching(
+    baseline: BenchmarkScore, candidate: BenchmarkScore, first: int, second: int
+) -> tuple[list[int], list[int], list[str]]:
+    """Places of the shared units in both, which have so many, and what to warn of."""
     same = baseline.items_digest and baseline.items_digest == candidate.items_digest
     if same and first == second:
         return list(range(first)), list(range(first)), []

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agentic_compression.records import Estimate, Evaluation, LatencyMeasurement
+from agentic_compression.evaluation.intervals import resamples
+from agentic_compression.records import Estimate, Evaluation
 
 __all__ = ["cost_ratios", "ratio_of_estimates", "ratio_of_medians"]
 
 _RESAMPLES = 10_000
-_CELLS = 4_000_000
 
 
 def cost_ratios(baseline: Evaluation, candidate: Evaluation, seed: int = 0) -> dict[str, Estimate]:
@@ -21,12 +21,14 @@ def cost_ratios(baseline: Evaluation, candidate: Evaluation, seed: int = 0) -> d
     Latencies from the stored requests where both have them, else, like energy and memory, from the two intervals.
     What is 0 on either side has no ratio and is left out.
     """
-    size = float(candidate.size_bytes), float(baseline.size_bytes)
+    first, second = baseline.latency, candidate.latency
     found = {
-        "latency_ms": _latency(baseline.latency, candidate.latency, seed),
-        "ttft_ms": _first_token(baseline.latency, candidate.latency, seed),
+        "latency_ms": _of_times(
+            (first.request_samples_ms, second.request_samples_ms), (first.request_ms, second.request_ms), seed
+        ),
+        "ttft_ms": _of_times((first.ttft_samples_ms, second.ttft_samples_ms), (first.ttft_ms, second.ttft_ms), seed),
         "memory_gb": ratio_of_estimates(baseline.memory.peak_growth_bytes, candidate.memory.peak_growth_bytes),
-        "model_size_gb": Estimate(value=size[0] / size[1], low=size[0] / size[1], high=size[0] / size[1], n=1),
+        "model_size_gb": ratio_of_estimates(_exactly(baseline.size_bytes), _exactly(candidate.size_bytes)),
         "joules_per_request": ratio_of_estimates(
             baseline.energy.joules_per_request, candidate.energy.joules_per_request
         ),
@@ -57,33 +59,31 @@ def ratio_of_estimates(baseline: Estimate, candidate: Estimate) -> Estimate | No
     """A ratio from two independent estimates: their distances to the bounds, in logarithms, add as squares.
 
     The method of variance estimates recovery on a logarithmic scale (Zou & Donner, 2008). None where a value or a
-    bound is not positive.
+    bound is not a positive, finite number.
     """
-    if min(baseline.low, baseline.value, candidate.low, candidate.value) <= 0:
+    if not all(0 < edge < math.inf for item in (baseline, candidate) for edge in (item.low, item.value, item.high)):
         return None
-    value = math.log(candidate.value / baseline.value)
+    value = candidate.value / baseline.value
     below = math.hypot(math.log(candidate.value / candidate.low), math.log(baseline.high / baseline.value))
     above = math.hypot(math.log(candidate.high / candidate.value), math.log(baseline.value / baseline.low))
-    low, high = math.exp(value - below), math.exp(value + above)
-    return Estimate(value=math.exp(value), low=low, high=high, n=min(baseline.n, candidate.n))
+    return Estimate(
+        value=value, low=value * math.exp(-below), high=value * math.exp(above), n=min(baseline.n, candidate.n)
+    )
 
 
-def _latency(baseline: LatencyMeasurement, candidate: LatencyMeasurement, seed: int) -> Estimate | None:
-    if baseline.request_samples_ms and candidate.request_samples_ms:
-        return ratio_of_medians(baseline.request_samples_ms, candidate.request_samples_ms, seed)
-    return ratio_of_estimates(baseline.request_ms, candidate.request_ms)
+def _of_times(
+    samples: tuple[Sequence[float], Sequence[float]], medians: tuple[Estimate, Estimate], seed: int
+) -> Estimate | None:
+    """From the stored times, baseline's first, where both have them and none is 0; else from the two medians."""
+    if all(times and min(times) > 0 for times in samples):
+        return ratio_of_medians(*samples, seed)
+    return ratio_of_estimates(*medians)
 
 
-def _first_token(baseline: LatencyMeasurement, candidate: LatencyMeasurement, seed: int) -> Estimate | None:
-    if baseline.ttft_samples_ms and candidate.ttft_samples_ms:
-        return ratio_of_medians(baseline.ttft_samples_ms, candidate.ttft_samples_ms, seed)
-    return ratio_of_estimates(baseline.ttft_ms, candidate.ttft_ms)
+def _exactly(count: int) -> Estimate:
+    return Estimate(value=count, low=count, high=count, n=1)
 
 
 def _medians(times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    rows = max(1, _CELLS // len(times))
-    blocks = []
-    for start in range(0, _RESAMPLES, rows):
-        picks = generator.integers(0, len(times), size=(min(rows, _RESAMPLES - start), len(times)))
-        blocks.append(np.median(times[picks], axis=1))
-    return np.concatenate(blocks)
+    blocks = resamples(len(times), _RESAMPLES, generator)
+    return np.concatenate([np.median(times[picks], axis=1) for picks in blocks])

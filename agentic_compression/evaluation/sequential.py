@@ -90,21 +90,18 @@ def _capital(population: Population, scores: Sequence[float], accuracies: Vector
     n = len(asked)
     widest = float(population.weights.max())
     weighted = population.weights[:n] * asked
-    logs = [_bets(weighted / widest, accuracies / widest, len(population.weights))]
+    total = _bets(weighted / widest, accuracies / widest, len(population.weights))
     for predictor in population.predictors:
         known = population.weights * predictor
         differences = (weighted - known[:n]) / (2 * widest) + 0.5
         means = (accuracies - float(known.mean())) / (2 * widest) + 0.5
-        logs.append(_bets(differences, means, len(population.weights)))
-    both = np.concatenate(logs)  # (capitals, accuracies, items)
-    peak = both.max(axis=0)
-    with np.errstate(invalid="ignore"):
-        mean = np.where(np.isinf(peak), peak, peak + np.log(np.exp(both - peak).mean(axis=0)))
-    return np.asarray(mean.max(axis=1))
+        total = np.logaddexp(total, _bets(differences, means, len(population.weights)))
+    capitals = len(_FRACTIONS) * (1 + len(population.predictors))
+    return np.asarray(total.max(axis=1) - math.log(capitals))
 
 
 def _bets(observed: Vector, means: Vector, total: int) -> Vector:
-    """Logarithms of the capitals after each item, shape ``(fractions, means, items)``."""
+    """Logarithm of the sum of all fractions' capitals after each item, shape ``(means, items)``."""
     import numpy as np
 
     n = len(observed)
@@ -115,5 +112,8 @@ def _bets(observed: Vector, means: Vector, total: int) -> Vector:
     gain = (rest - observed) / np.where(impossible, 1.0, room)
     # Where every item left would have to be perfect, any other answer refutes the mean; from there on it stays refuted.
     refuted = np.logical_or.accumulate((rest > 1.0 + 1e-9) | (impossible & (observed < rest - 1e-9)), axis=1)
-    growth = np.stack([np.log1p(fraction * np.where(impossible, 0.0, gain)) for fraction in _FRACTIONS])
-    return np.asarray(np.where(refuted, np.inf, np.cumsum(growth, axis=2)))
+    gain = np.where(impossible, 0.0, gain)
+    capitals = np.full(gain.shape, -np.inf)
+    for fraction in _FRACTIONS:  # one after the other: all at once would be gigabytes for 30,000 items
+        capitals = np.logaddexp(capitals, np.cumsum(np.log1p(fraction * gain), axis=1))
+    return np.asarray(np.where(refuted, np.inf, capitals))

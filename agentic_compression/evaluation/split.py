@@ -5,7 +5,8 @@ curse). So the items of a task are split once, by a seeded hash of what each ite
 side, and the figures that are reported come from the *report* side, which no plan has seen.
 
 An item's side depends on its own text, the seed and the share alone. Reordering items or adding others moves none of
-them, and items that say the same (after Unicode normalisation, in lower case, with white space collapsed) share a side.
+them, and items that say the same (after Unicode normalisation, in lower case, however many spaces lie between two
+words) share a side; a line break inside a text is not a space.
 ``EvaluationSettings.limit`` applies first: the split divides the items that would have been asked.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from agentic_compression.records import Split
@@ -82,9 +83,8 @@ def rank(identity: str, seed: int) -> bytes:
     return hashlib.sha256(f"order\0{seed}\0{identity}".encode("utf-8", "surrogatepass")).digest()
 
 
-def _too_small(sides: Iterable[Split]) -> bool:
-    held = list(sides)
-    return min(held.count("search"), held.count("report")) < LEAST_ITEMS
+def _too_small(sides: Sequence[Split]) -> bool:
+    return min(sides.count("search"), sides.count("report")) < LEAST_ITEMS
 
 
 def _fraction(text: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,9 +19,11 @@ __all__ = ["METHOD_VERSION", "evaluation_key", "read_evaluation", "read_report",
 METHOD_VERSION = 2
 """Raised whenever the way of measuring changes, so that older results are not mistaken for new ones."""
 
+_LIBRARIES = ("torch", "transformers", "tokenizers")
+
 
 def evaluation_key(request: EvaluationRequest, device: str, threads: int) -> str:
-    """Digest of all that a result depends on: weights, items, settings, harness, engine, machine."""
+    """Digest of all that a result depends on: weights, items, settings, harness, engine, libraries, machine."""
     return content_digest(
         {
             "method": METHOD_VERSION,
@@ -36,6 +39,7 @@ def evaluation_key(request: EvaluationRequest, device: str, threads: int) -> str
             "power": [request.cpu_watts_per_core, request.gpu_watts, request.price_per_kwh, request.currency],
             "harness": harness_version(),
             "runtime": runtime_version(runtime_kind(request.checkpoint.path)),
+            "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
             "machine": [device, cpu_model(), threads],
         }
     )

@@ -7,7 +7,7 @@ same token ids, whichever engine runs it, so that a GGUF file can be held agains
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +37,7 @@ __all__ = [
 
 _VERSION = 1
 _LEAST = np.float32(-103.0)  # exp of less is 0 in float32
+_CELLS = 1 << 21
 
 
 class TeacherSettings(Record):
@@ -73,7 +74,7 @@ class TeacherLogits:
     @property
     def starts(self) -> list[int]:
         """Where each window's positions begin, and the end."""
-        return [0, *np.cumsum([len(window) - 1 for window in self.windows]).tolist()]
+        return _starts(self.windows)
 
 
 def teacher_logits(
@@ -104,7 +105,7 @@ def teacher_logits(
         return known
     windows = sequences_of(runtime, texts, settings)
     kept = min(settings.top_k, runtime.vocabulary)
-    starts = [0, *np.cumsum([len(window) - 1 for window in windows]).tolist()]
+    starts = _starts(windows)
     indices = np.empty((starts[-1], kept), dtype=np.int64)
     likelihoods = np.empty((starts[-1], kept), dtype=np.float32)
     rest = np.empty(starts[-1], dtype=np.float32)
@@ -176,14 +177,16 @@ def largest_and_rest(
             f"the checkpoint's logits must be finite, got none or NaN at {bad} of {len(logits)} positions; "
             "the compression broke the model: use milder parameters or another method"
         )
-    shifted = logits - highest
-    powers = np.exp(shifted)
-    total = np.log(powers.sum(axis=1, dtype=np.float64))
-    chosen = np.take_along_axis(shifted, indices, axis=1) - total[:, None]
-    np.put_along_axis(powers, indices, 0.0, axis=1)
-    with np.errstate(divide="ignore"):
-        rest = np.log(powers.sum(axis=1, dtype=np.float64)) - total
-    return np.maximum(chosen.astype(np.float32), _LEAST), np.maximum(rest.astype(np.float32), _LEAST)
+    chosen, rest = np.empty(indices.shape, dtype=np.float32), np.empty(len(indices), dtype=np.float32)
+    for rows in _blocks(*logits.shape):
+        shifted = logits[rows] - highest[rows]
+        powers = np.exp(shifted)
+        total = np.log(powers.sum(axis=1, dtype=np.float64))
+        chosen[rows] = np.take_along_axis(shifted, indices[rows], axis=1) - total[:, None]
+        np.put_along_axis(powers, indices[rows], 0.0, axis=1)
+        with np.errstate(divide="ignore"):
+            rest[rows] = np.log(powers.sum(axis=1, dtype=np.float64)) - total
+    return np.maximum(chosen, _LEAST), np.maximum(rest, _LEAST)
 
 
 def read_teacher(root: str | Path, key: str) -> TeacherLogits | None:
@@ -196,7 +199,7 @@ def read_teacher(root: str | Path, key: str) -> TeacherLogits | None:
             about = json.loads((file.metadata() or {})["about"])
             ids, lengths = file.get_tensor("ids").tolist(), file.get_tensor("lengths").tolist()
             found = TeacherLogits(
-                windows=_split(ids, lengths),
+                windows=_windows(ids, lengths),
                 indices=file.get_tensor("indices").astype(np.int64),
                 likelihoods=file.get_tensor("likelihoods"),
                 rest=file.get_tensor("rest"),
@@ -206,9 +209,7 @@ def read_teacher(root: str | Path, key: str) -> TeacherLogits | None:
             )
     except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None
-    positions = found.starts[-1]
-    whole = found.likelihoods.shape == found.indices.shape and len(found.indices) == len(found.rest) == positions
-    return found if whole else None
+    return found if _is_whole(found) else None
 
 
 def vocabulary_digest(runtime: Runtime) -> str:
@@ -231,16 +232,42 @@ def _store(root: str | Path, key: str, found: TeacherLogits) -> None:
     write_atomically(confined(Path(root), f"{key}.safetensors"), save(arrays, metadata={"about": json.dumps(about)}))
 
 
-def _split(ids: list[int], lengths: list[int]) -> tuple[tuple[int, ...], ...]:
+def _windows(ids: list[int], lengths: list[int]) -> tuple[tuple[int, ...], ...]:
+    """The sequences that were stored one after another; ValueError when they are not those ids."""
+    if sum(lengths) != len(ids):
+        raise ValueError(f"{sum(lengths)} tokens of sequences must be stored, got {len(ids)}")
     ends = np.cumsum(lengths).tolist()
     return tuple(tuple(ids[end - length : end]) for end, length in zip(ends, lengths, strict=True))
 
 
+def _starts(windows: Sequence[Sequence[int]]) -> list[int]:
+    return [0, *np.cumsum([len(window) - 1 for window in windows]).tolist()]
+
+
+def _is_whole(found: TeacherLogits) -> bool:
+    """Whether a stored file's parts fit each other; that it is not cut short, safetensors has checked."""
+    positions, indices = found.starts[-1], found.indices
+    if not 0 < positions == len(indices) == len(found.rest) or indices.ndim != 2:
+        return False
+    inside = int(indices.min()) >= 0 and int(indices.max()) < found.vocabulary
+    numbers = np.isfinite(found.likelihoods).all() and np.isfinite(found.rest).all()
+    return inside and bool(numbers) and found.likelihoods.shape == indices.shape
+
+
+def _blocks(positions: int, vocabulary: int) -> Iterator[slice]:
+    """Positions in portions whose logits are few: copies of all of them at once would be gigabytes."""
+    rows = max(1, _CELLS // vocabulary)
+    return (slice(start, start + rows) for start in range(0, positions, rows))
+
+
 def _largest(logits: NDArray[np.float32], kept: int) -> NDArray[np.int64]:
-    """The ``kept`` most likely tokens of each row, most likely first, the lower id first among equals of the top."""
-    if kept < logits.shape[1]:
-        chosen = np.sort(np.argpartition(-logits, kept - 1, axis=1)[:, :kept], axis=1)
-    else:
-        chosen = np.broadcast_to(np.arange(kept), logits.shape)
-    order = np.argsort(-np.take_along_axis(logits, chosen, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(chosen, order, axis=1)
+    """The ``kept`` most likely tokens of each row, most likely first; first of all what ``argmax`` says."""
+    found = np.empty((len(logits), kept), dtype=np.int64)
+    for rows in _blocks(*logits.shape):
+        part = -logits[rows]
+        chosen = np.sort(np.argpartition(part, kept - 1, axis=1)[:, :kept], axis=1)
+        order = np.argsort(np.take_along_axis(part, chosen, axis=1), axis=1, kind="stable")
+        found[rows] = np.take_along_axis(chosen, order, axis=1)
+        # Among more equals than are kept, the partition may have left out the one of the lowest id.
+        found[rows, 0] = part.argmin(axis=1)
+    return found

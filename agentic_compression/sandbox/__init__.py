@@ -34,7 +34,8 @@ candidate's attributes, need it to change its arguments in place, or compare ide
 and ``False``). Results arrive as copies: ``None``, ``bool``, ``int``, ``float``, ``complex``, ``str``, ``bytes``,
 ``bytearray``, ``list``, ``tuple``, ``dict``, ``set``, ``frozenset``, ``range``, ``Fraction`` and ``Decimal`` keep type
 and value, instances of their subclasses become the plain type, everything else (generators, instances) becomes an
-object that equals nothing. An exception arrives as its nearest built-in type. The program sees the standard library
+object that equals nothing. An exception arrives as its nearest built-in type, ``StopIteration`` as ``RuntimeError``:
+it would end a loop of the test. The program sees the standard library
 only and cannot start processes. It does not defend against flaws of the kernel.
 """
 

@@ -25,12 +25,16 @@ class SandboxLimits(Record):
         default=16,
         ge=1,
         le=4096,
-        description="threads of the program; processes too where no seccomp filter forbids them altogether",
+        description=(
+            "threads of the program; processes too where no seccomp filter forbids them altogether. Exact where the "
+            "program has a user of its own, which root gives it in namespaces; else what this user runs counts too, "
+            "with room for 64 tasks more, and root without namespaces is not counted at all"
+        ),
     )
     file_bytes: int = Field(default=16 * _MIB, ge=4096, description="bytes of one file and of the whole scratch folder")
     open_files: int = Field(default=64, ge=16, le=4096, description="file descriptors open at once")
     output_bytes: int = Field(default=16384, ge=0, le=16 * _MIB, description="bytes of printed output that are kept")
-    program_bytes: int = Field(default=_MIB, ge=1, le=64 * _MIB, description="size of the program's text that is tried")
+    program_bytes: int = Field(default=_MIB, ge=1, le=4 * _MIB, description="size of the program's text that is tried")
 
 
 class ProgramResult(Record):

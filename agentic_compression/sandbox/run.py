@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import sys
 import tempfile
@@ -83,7 +84,7 @@ def check_function(
         raise UnavailableError(
             f"the sandbox did not start: {outcome['broken']}; try again, then check free memory and /tmp"
         )
-    output = bytes.fromhex(outcome["output"]).decode("utf-8", "backslashreplace")
+    output = base64.b64decode(outcome["output"]).decode("utf-8", "backslashreplace")
     return _result(outcome["status"], outcome["message"], seconds, output, layers)
 
 

@@ -14,8 +14,8 @@ from agentic_compression.study.results_table import ResultRow, unexplained_bytes
 
 __all__ = ["SUITE_VERSION", "Consequence", "Finding", "check_rows"]
 
-SUITE_VERSION = 1
-"""Raised whenever an expectation changes, so that a report made with other ones is not taken for a new one."""
+SUITE_VERSION = 2
+"""Raised whenever an expectation, or what a row holds, changes: a report made before is not taken for a new one."""
 
 Consequence = Literal["excluded", "withheld", "warning"]
 """``excluded``: neither ranked nor promoted. ``withheld``: ranked, not promoted. ``warning``: only reported."""

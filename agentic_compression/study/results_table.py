@@ -55,16 +55,17 @@ def result_rows(
     Args:
         records: of one study; those that hold no result give no row.
         evaluation_of: reads the full evaluation of an episode, where the record does not hold it.
-        kept: rows made earlier; those of unchanged records are taken as they are.
+        kept: rows made earlier; those of unchanged records are taken as they are, unless something was out of reach
+            when they were made.
     """
     known = {row.key: row for row in kept}
-    rows = []
+    rows: list[ResultRow] = []
     for record in sorted(records, key=lambda item: item.episode):
         if record.status != "succeeded" and record.objectives is None:
             continue
         key = _key(record)
         row = known.get(key)
-        if row is None:
+        if row is None or row.missing or unexplained_bytes(row, (rows or [row])[0].checkpoint_bytes):
             row = _row(record, key, record.evaluation or evaluation_of(record.episode))
         rows.append(row)
     return tuple(rows)
@@ -161,7 +162,9 @@ def _report_sameness(record: EpisodeRecord) -> dict[str, str]:
     """Only episodes that stood on the frontier have a report, so one that is missing is no difference."""
     if record.report is None:
         return {}
-    return {f"reported items of {score.task}": score.items_digest for score in record.report.benchmarks}
+    scores = record.report.benchmarks
+    found = {f"reported items of {score.task}": score.items_digest for score in scores}
+    return found | {"reported tasks": ", ".join(score.task for score in scores)}
 
 
 def _explanation(checkpoint: CheckpointRef) -> str:

@@ -89,19 +89,20 @@ def validate_results(study: str, records: Sequence[EpisodeRecord], bench: Workbe
         library_version=version,
     )
     page = results_page(study, checks, (report.excluded, report.withheld, findings), version)
-    write_record(folder / REPORT_FILES[0], report)
-    write_atomically(folder / REPORT_FILES[1], page)
     texts = zip(REPORT_FILES, (report.model_dump_json(indent=2), page), strict=True)
+    write_atomically(folder / REPORT_FILES[1], page)
     bench.history.attach(study, dict(texts))
+    write_record(folder / REPORT_FILES[0], report)  # last: it says that the others belong to this table
     return report
 
 
 def _kept(path: Path) -> ResultsValidation | None:
-    """The report that lies there; None when there is none or it cannot be read, so that it is made again."""
+    """The report that lies there; None when there is none, or it is damaged or of another suite: it is made again."""
     try:
-        return ResultsValidation.model_validate_json(path.read_text(encoding="utf-8"))
+        report = ResultsValidation.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError, UnicodeDecodeError):
         return None
+    return report if report.table_digest == _digest(report.rows) else None
 
 
 def _digest(rows: Sequence[ResultRow]) -> str:

@@ -7,10 +7,7 @@ import json
 
 import pytest
 
-from agentic_compression.sandbox import (
-    check_function,
-    isolation,
-)
+from agentic_compression.sandbox import SandboxLimits, check_function, isolation
 from tests.conftest import SHARED
 from tests.integration.sandboxing import BRIEF, LIMITS, SOLUTION, TEST, confined, judge, nothing_is_left
 
@@ -165,6 +162,47 @@ def check(candidate):
     assert judge(FORGERIES["raises SystemExit"], test=swallowing).status == "failed"
 
 
+LOOPS = {
+    "map": "assert all(map(lambda x: candidate(x) == x * x, range(9)))",
+    "list": "assert list(map(candidate, [])) == list(map(candidate, range(9)))",
+    "iter": "assert list(iter(lambda: candidate(3), None)) == []",
+    "next": "assert next(map(candidate, [2]), 4) == 4",
+}
+
+
+@pytest.mark.parametrize("kind", ["StopIteration", "StopAsyncIteration"])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_raised_end_of_iteration_ends_no_loop_of_the_test(loop: str, kind: str) -> None:
+    """A loop takes StopIteration for its end: ``all`` would hold of no item at all."""
+    result = judge(f"def square(x):\n    raise {kind}('over')", test=f"def check(candidate):\n    {LOOPS[loop]}\n")
+    assert result.status == "failed", result
+    assert result.message == f"the program raised RuntimeError: {kind}: over (line 2 of the program)"
+
+
+@pytest.mark.parametrize(
+    ("program", "test", "words"),
+    [
+        ("def square(x): return (i for i in [x])", "candidate(candidate(1))", "handed back"),
+        ("def square(x): return 'x' * (17 << 20)", "candidate(2 * candidate(1))", "handed back"),
+        (
+            "def square(x):\n    a = []\n    for _ in range(149): a = [a]\n    return a",
+            "candidate([[candidate(1)]])",
+            "handed back",
+        ),
+        (
+            "def square(x): raise ValueError",
+            "try: found = candidate(1)\n    except ValueError: pass\n    assert found",
+            "UnboundLocalError",
+        ),
+    ],
+    ids=["foreign", "long", "deep", "no result"],
+)
+def test_program_cannot_make_its_test_look_broken(program: str, test: str, words: str) -> None:
+    """``invalid`` leaves an item out of the score, or ends an evaluation: a program must not bring it about."""
+    result = judge(program, test=f"def check(candidate):\n    {test}\n", limits=SandboxLimits())
+    assert (result.status, words in result.message) == ("failed", True), result
+
+
 def test_test_text_is_not_in_the_programs_memory() -> None:
     """Walk everything that the worker's collector and module table lead to."""
     result = judge(
@@ -245,3 +283,23 @@ def test_output_is_kept_up_to_its_bound_and_any_bytes_survive() -> None:
     result = judge("import os\nos.write(1, bytes(range(256)) * 200)\n" + SOLUTION)
     assert result.passed
     assert "\\xff" in result.output
+
+
+def test_all_the_output_that_may_be_asked_for_comes_back() -> None:
+    most = 16 << 20
+    program = (
+        f"import os\ndef square(x):\n    for _ in range({most >> 16} + 9): os.write(1, bytes(65536))\n    return x * x"
+    )
+    result = judge(program, limits=SandboxLimits(output_bytes=most))
+    assert result.passed, result
+    assert result.output == "\0" * most
+
+
+def test_the_longest_program_that_may_be_asked_for_is_tried() -> None:
+    """Control characters take six bytes each on the way in."""
+    most = 4 << 20
+    limits = SandboxLimits(program_bytes=most)
+    program = SOLUTION + "#" + "\x01" * (most - len(SOLUTION) - 1)
+    assert judge(program, limits=limits).passed
+    with pytest.raises(ValueError, match="program_bytes"):
+        SandboxLimits(program_bytes=most + 1)

@@ -304,6 +304,27 @@ def test_text_over_the_bound_is_refused_unrun() -> None:
     assert judge("x = '\ud800'").status == "refused"
 
 
+_THREADS = """
+import threading, time
+threading.stack_size(32768)
+started = 0
+try:
+    while started < 600:
+        threading.Thread(target=time.sleep, args=(100,)).start()
+        started += 1
+except RuntimeError:
+    pass
+def square(x):
+    return x * x if started < 600 else started
+"""
+
+
+def test_threads_are_bounded() -> None:
+    if "namespaces" not in isolation():
+        pytest.skip("root is not counted where the program keeps its user")
+    assert judge(_THREADS, limits=LIMITS.model_copy(update={"memory_bytes": 1 << 30})).passed
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 @pytest.mark.skipif(shutil.which("unshare") is None or shutil.which("setpriv") is None, reason="needs util-linux")
 def test_ordinary_user_is_confined_too(tmp_path: Path) -> None:
@@ -318,6 +339,8 @@ def test_ordinary_user_is_confined_too(tmp_path: Path) -> None:
         assert check_function(read, {TEST!r}, 'square').passed
         root = "import os\\ndef square(x):\\n    return x * x if os.getuid() and os.getppid() == 0 else 0"
         if 'namespaces' in isolation(): assert check_function(root, {TEST!r}, 'square').passed
+        threads = check_function({_THREADS!r}, {TEST!r}, 'square')
+        assert threads.passed, threads
         print(*isolation())
     """)
     prefix = Path(sys.base_prefix)

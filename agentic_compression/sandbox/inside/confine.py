@@ -33,11 +33,11 @@ def tasks_of_this_user() -> int:
     return count
 
 
-def confine(layers: list[str], limits: dict[str, Any], *, own_user: bool, tasks_before: int | None) -> None:
+def confine(layers: list[str], limits: dict[str, Any], *, own_user: bool, tasks_before: int) -> None:
     """Resource limits, no privileges, and those of the kernel's filters that ``layers`` names; for good.
 
-    ``own_user``: become a user that owns nothing (needs root). ``tasks_before``: tasks to allow for besides the
-    program's, None for no bound on tasks.
+    ``own_user``: become a user that owns nothing (needs root). ``tasks_before``: tasks of this user to allow for
+    besides the program's.
 
     Raises:
         OSError: a layer that is named does not work; the caller must end.
@@ -49,8 +49,7 @@ def confine(layers: list[str], limits: dict[str, Any], *, own_user: bool, tasks_
     if own_user:
         _become_nobody_else()
         tasks_before = 0
-    if tasks_before is not None:
-        _limit(resource.RLIMIT_NPROC, tasks_before + limits["processes"])
+    _limit(resource.RLIMIT_NPROC, tasks_before + limits["processes"])
     prctl(_PR_SET_DUMPABLE, 0)
     drop_capabilities()
     prctl(_PR_SET_NO_NEW_PRIVS, 1)

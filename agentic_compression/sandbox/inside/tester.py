@@ -26,6 +26,7 @@ class _Worker:
         self.incoming = incoming
         self.outgoing = outgoing
         self.calls = 0
+        self.answered = False
         self.over: str | None = None
         self.gone = False
         self.unsupported: str | None = None
@@ -37,33 +38,38 @@ class _Worker:
         if message.get("missing"):
             raise self._end("the program does not define the function")
         if "error" in message:
-            self._rebuild(message["error"])
-            raise self.raised or self._end("the program cannot be loaded")
+            raise self._rebuild(message["error"])
         if not message.get("ready"):
             raise self._end("the program broke the protocol")
 
     def call(self, *arguments: Any, **named: Any) -> Any:
         self.calls += 1
-        try:
-            request = wire.encode([list(arguments), named], foreign=False)
-        except wire.WireError as error:
-            self.unsupported = str(error)
-            raise
-        message = self._exchange(request)
+        message = self._exchange(self._request(arguments, named))
         if "error" in message:
-            self._rebuild(message["error"])
-            raise self.raised or self._end("the program broke the protocol")
+            raise self._rebuild(message["error"])
         try:
-            return wire.decode(message["value"])
+            value = wire.decode(message["value"])
         except (wire.WireError, KeyError) as error:
             raise self._end(f"the program broke the protocol: {error}") from None
+        self.answered = True
+        return value
 
-    def _exchange(self, request: Any) -> dict[str, Any]:
+    def _request(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bytes:
+        """The call as a frame. What cannot be sent is the test's fault, unless the program may have made it."""
+        try:
+            return wire.frame(wire.encode([list(arguments), named], foreign=False))
+        except wire.WireError as error:
+            if self.answered and isinstance(error, wire.ExcessError):
+                raise self._end(f"what the program returned cannot be handed back to it: {error}") from None
+            self.unsupported = str(error)
+            raise
+
+    def _exchange(self, request: bytes | None) -> dict[str, Any]:
         if self.over is not None:
             raise _Over(self.over)
         try:
             if request is not None:
-                wire.send(self.outgoing, request)
+                wire.write(self.outgoing, request)
             message = wire.receive(self.incoming)
         except (wire.WireError, OSError) as error:
             self.gone = True
@@ -79,22 +85,28 @@ class _Worker:
         self.over = reason
         return _Over(reason)
 
-    def _rebuild(self, error: Any) -> None:
-        """The nearest built-in exception, in ``raised``; leaving the interpreter counts as ending."""
-        self.raised = None
+    def _rebuild(self, error: Any) -> BaseException:
+        """The nearest built-in exception, kept in ``raised``; leaving the interpreter counts as ending.
+
+        The end of an iteration becomes a ``RuntimeError``, as it does in a generator (PEP 479): ``all(map(f, items))``
+        would take it for the end of the items and hold.
+        """
         if not isinstance(error, dict) or not isinstance(error.get("names"), list):
-            return
+            return self._end("the program broke the protocol")
         kind, text, line = str(error.get("kind"))[:100], str(error.get("text"))[:300], error.get("line")
         self.place = f" (line {line} of the program)" if isinstance(line, int) and 0 < line < 1 << 24 else ""
         known = [getattr(builtins, name, None) for name in error["names"] if isinstance(name, str)]
         types = [item for item in known if isinstance(item, type) and issubclass(item, Exception)]
         if not types:
-            self._end(f"the program raised {kind}: {text}{self.place}")
-            return
+            return self._end(f"the program raised {kind}: {text}{self.place}")
+        if issubclass(types[0], (StopIteration, StopAsyncIteration)):
+            self.raised = RuntimeError(f"{kind}: {text}")
+            return self.raised
         try:
             self.raised = types[0](text)
         except Exception:  # a class that takes more arguments, such as UnicodeDecodeError
             self.raised = Exception(f"{kind}: {text}")
+        return self.raised
 
 
 def judge(task: int, incoming: int, outgoing: int, verdict: int) -> None:
@@ -108,7 +120,7 @@ def judge(task: int, incoming: int, outgoing: int, verdict: int) -> None:
         found = _run(message, worker)
     except BaseException as error:
         found = {"status": "failed", "message": f"judging ended with {_one_line(error)}"}
-    os.write(verdict, json.dumps(found).encode()[:4096] + b"\n")
+    wire.write(verdict, json.dumps(found).encode() + b"\n")
     os._exit(0)
 
 
@@ -146,7 +158,7 @@ def _failure(worker: _Worker, failure: BaseException) -> dict[str, str]:
     if failure is worker.raised:
         status = "out_of_memory" if isinstance(failure, MemoryError) else "failed"
         return {"status": status, "message": f"the program raised {_one_line(failure)}{worker.place}"}
-    if isinstance(failure, NameError):
+    if isinstance(failure, NameError) and worker.raised is None:  # else a name may lack its value because of that
         return {"status": "invalid", "message": f"the test uses a name it was not given: {_one_line(failure)}"}
     steps = [number for frame, number in traceback.walk_tb(failure.__traceback__) if frame.f_code.co_filename == _FILE]
     place = f" at line {steps[-1]} of the test" if steps else ""

@@ -15,6 +15,7 @@ from typing import Any
 
 __all__ = [
     "MAX_FRAME_BYTES",
+    "ExcessError",
     "Foreign",
     "WireError",
     "decode",
@@ -23,6 +24,7 @@ __all__ = [
     "parse_frame",
     "receive",
     "send",
+    "write",
 ]
 
 MAX_FRAME_BYTES = 32 << 20
@@ -32,6 +34,10 @@ _SMALL_INT = 1 << 53
 
 class WireError(ValueError):
     """A value outside the closed set, or bytes that are no message."""
+
+
+class ExcessError(WireError):
+    """A value that is too deep or too long, or stands for one that could not be sent."""
 
 
 class Foreign:
@@ -52,10 +58,11 @@ def encode(value: Any, *, foreign: bool, depth: int = 0) -> Any:
     Instances of subclasses are read with the built-in type's own methods, so that they arrive as that type.
 
     Raises:
-        WireError: nested deeper than 150 levels (or in itself), or of another type while ``foreign`` is false.
+        ExcessError: nested deeper than 150 levels (or in itself), or a ``Foreign`` while ``foreign`` is false.
+        WireError: of another type while ``foreign`` is false.
     """
     if depth > _MAX_DEPTH:
-        raise WireError(f"a value nests deeper than {_MAX_DEPTH} levels or contains itself")
+        raise ExcessError(f"a value nests deeper than {_MAX_DEPTH} levels or contains itself")
     if value is None or value is True or value is False:
         return value
 
@@ -72,6 +79,8 @@ def encode(value: Any, *, foreign: bool, depth: int = 0) -> Any:
             return plain(value)
     if foreign:
         return {"x": type(value).__qualname__[:100]}
+    if isinstance(value, Foreign):
+        raise ExcessError(f"{value!r}, cannot enter it either")
     raise WireError(f"a value of type {type(value).__name__} cannot be handed to the program")
 
 
@@ -157,11 +166,11 @@ def frame(message: Any) -> bytes:
     """A message as one frame.
 
     Raises:
-        WireError: too long.
+        ExcessError: too long.
     """
     body = json.dumps(message).encode()
     if len(body) > MAX_FRAME_BYTES:
-        raise WireError(f"a message of {len(body)} bytes is too long, at most {MAX_FRAME_BYTES}")
+        raise ExcessError(f"a message of {len(body)} bytes is too long, at most {MAX_FRAME_BYTES}")
     return len(body).to_bytes(4, "big") + body
 
 
@@ -179,10 +188,19 @@ def send(descriptor: int, message: Any) -> None:
     """Write one frame.
 
     Raises:
-        WireError: the message is too long; nothing was written.
+        ExcessError: the message is too long; nothing was written.
         OSError: the other end is gone.
     """
-    view = memoryview(frame(message))
+    write(descriptor, frame(message))
+
+
+def write(descriptor: int, data: bytes) -> None:
+    """Write all of ``data``, in as many parts as the pipe takes.
+
+    Raises:
+        OSError: the other end is gone.
+    """
+    view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,9 @@ def test_weights_count_and_tasks_that_only_one_was_asked_are_named() -> None:
         ({"settings": {"prompt_tokens": 128}}, "workloads"),
         ({"latency": {"stable": False}}, "not settled"),
         ({"energy": {"source": "measured"}}, "energy"),
+        ({"energy": {"idle": "subtracted"}}, "idle power not applicable and subtracted"),
+        ({"energy": {"grid_grams_per_kwh": 1.5}}, "1.5 g/kWh"),
+        ({"energy": {"pue": 1.25}}, "PUE 1 and 1.25"),
         ({"split": "report"}, "splits"),
     ],
 )
@@ -109,6 +113,19 @@ def test_a_mix_of_environments_is_named(changes: dict[str, Any], words: str) -> 
     }
     found = compare_evaluations(first, second.model_copy(update=update))
     assert any(words in warning for warning in found.warnings)
+
+
+def test_answers_of_other_lengths_and_items_that_plans_saw_are_named() -> None:
+    short, long = (
+        one.model_copy(update={"benchmarks": (one.benchmarks[0].model_copy(update={"answer_tokens": tokens}),)})
+        for one, tokens in ((evaluation([]), 32), (evaluation([]), 256))
+    )
+    assert any("32 and 256 tokens" in warning for warning in compare_evaluations(short, long).warnings)
+    assert compare_evaluations(short, evaluation([])).warnings == ()  # older evaluations did not store it
+    searched = evaluation([]).model_copy(update={"split": "search"})
+    assert any("flattered" in warning for warning in compare_evaluations(searched, searched).warnings)
+    reported = evaluation([]).model_copy(update={"split": "report"})
+    assert compare_evaluations(reported, reported).warnings == ()
 
 
 def test_ratio_of_medians_covers_and_agrees_with_the_intervals() -> None:
@@ -127,10 +144,65 @@ def test_ratio_of_medians_covers_and_agrees_with_the_intervals() -> None:
         ratio_of_medians([], [1.0])
 
 
+def test_what_is_zero_or_no_number_has_no_ratio() -> None:
+    whole = timed(evaluation([]), 1.0, 2.0)
+    stopped = timed(evaluation([]).model_copy(update={"size_bytes": 0}), 0.0, 2.0)
+    for first, second in ((whole, stopped), (stopped, whole)):
+        ratios = compare_evaluations(first, second).ratios
+        assert "model_size_gb" not in ratios
+        assert ratios["latency_ms"].value == 1  # of the medians, for a time of 0 has no ratio
+    fine = Estimate(value=2.0, low=1.0, high=4.0, n=9)
+    for bad in (math.nan, math.inf, 0.0, -1.0):
+        for edge in ("value", "low", "high"):
+            broken = fine.model_copy(update={edge: bad})
+            assert ratio_of_estimates(broken, fine) is None
+            assert ratio_of_estimates(fine, broken) is None
+
+
+def test_only_a_size_is_called_exact() -> None:
+    one = evaluation([])
+    memory = one.memory.model_copy(update={"peak_growth_bytes": make_estimate(5e7, 0.0, 1)})
+    page = as_markdown(compare_evaluations(*[one.model_copy(update={"memory": memory})] * 2))
+    assert "| size | 1.000 | exact |" in page
+    assert "| memory | 1.000 | no spread seen |" in page
+
+
+def test_tasks_that_cancel_out_differ_in_nothing() -> None:
+    first, second = evaluation([]).benchmarks[0], evaluation([1, 2, 3]).benchmarks[0]
+    names = ("a", "b", "c", "d", "e", "f")
+    before = [first.model_copy(update={"task": name}) for name in names[:3]]
+    before += [second.model_copy(update={"task": name}) for name in names[3:]]
+    after = [second.model_copy(update={"task": name}) for name in names[:3]]
+    after += [first.model_copy(update={"task": name}) for name in names[3:]]
+    weights = dict(zip(names, (0.1, 0.2, 0.7, 0.7, 0.1, 0.2), strict=True))
+    found = compare_scores(before, after, weights=weights)
+    assert found.accuracy.value != 0  # some 1e-19
+    assert "no difference in accuracy" in found.summary
+
+
+def test_documents_are_planned_in_documents() -> None:
+    generator = np.random.default_rng(0)
+    texts = [
+        BenchmarkScore(
+            task="text",
+            metric="next_token_top1",
+            score=make_estimate(0.5, 0.1, 60),
+            harness="test",
+            items_digest="same",
+            outcomes=tuple(generator.permutation([1] * 3000 + [0] * 3000).tolist()),
+            groups=(100,) * 60,
+        )
+        for _ in range(2)
+    ]
+    found = compare_scores(texts[:1], texts[1:])
+    half = (found.accuracy.high - found.accuracy.low) / 2
+    assert found.detectable_drop == pytest.approx(half * 2.8 / 1.96, rel=0.3)
+
+
 def test_reports_hold_the_tables_and_escape_what_comes_from_outside(capsys: pytest.CaptureFixture[str]) -> None:
     value = Estimate(value=0.01, low=0.005, high=0.02, n=5)
     divergence = Divergence(kl=value, top1_agreement=value, tokens=99, sequences=5, top_k=512, teacher_digest="d" * 16)
-    name = "<script>alert(1)</script> | x"
+    name = "<script>alert(1)</script> | x ![](http://x/y.png) [a](b)"
     found = compare_evaluations(
         evaluation([1]),
         evaluation([2]).model_copy(update={"split": "search"}),
@@ -140,9 +212,13 @@ def test_reports_hold_the_tables_and_escape_what_comes_from_outside(capsys: pyte
     html, markdown = as_html(found), as_markdown(found)
     assert "<script" not in html
     assert "<script" not in markdown
+    assert "![](" not in markdown
+    assert "[a](" not in markdown
     for text in (html, markdown):
         for words in ("demo_mc", "nats a token", "latency of a request", "splits", found.summary[:20]):
             assert words in text
     assert all(line.count(" | ") == 8 for line in markdown.splitlines() if line.startswith("| demo_mc"))
+    quality_only = compare_scores(evaluation([1]).benchmarks, evaluation([2]).benchmarks)
+    assert "cost" not in as_markdown(quality_only)  # no table without a row
     print_comparison(found)
     assert "all, weighted" in capsys.readouterr().out

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from agentic_compression.evaluation import divergence as module
 from agentic_compression.evaluation.divergence import measure_divergence
 from agentic_compression.evaluation.teacher_cache import (
     TeacherSettings,
+    _largest,
     largest_and_rest,
     read_teacher,
     sequences_of,
@@ -124,6 +129,90 @@ def test_stored_logits_are_read_and_damaged_ones_made_again(
     assert teacher_key("u", TEXTS, SMALL) != path.stem != teacher_key("t", TEXTS[:2], SMALL)
 
 
+def rewrite(path: Path, **arrays: NDArray[np.generic]) -> None:
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    with safe_open(path, framework="numpy") as file:
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = file.metadata()
+    save_file({**held, **arrays}, path, metadata=about)
+
+
+def test_a_stored_file_whose_parts_do_not_fit_is_not_read(dense: TransformersRuntime, tmp_path: Path) -> None:
+    found = teacher_logits(dense, TEXTS, SMALL, tmp_path, "t")
+    path = tmp_path / f"{teacher_key('t', TEXTS, SMALL)}.safetensors"
+    content = path.read_bytes()
+    ids = np.asarray([token for window in found.windows for token in window], dtype=np.int32)
+    lengths = np.asarray([len(window) for window in found.windows], dtype=np.int32)
+    damages: list[dict[str, NDArray[np.generic]]] = [
+        {"ids": ids[:-1]},
+        {"lengths": lengths[:0], "ids": ids[:0]},
+        {"indices": np.full(found.indices.shape, found.vocabulary, dtype=np.int32)},
+        {"indices": np.full(found.indices.shape, -1, dtype=np.int32)},
+        {"indices": found.indices[:, 0].astype(np.int32)},
+        {"likelihoods": np.full(found.likelihoods.shape, np.nan, dtype=np.float32)},
+        {"rest": found.rest[:-1]},
+    ]
+    for damage in damages:
+        rewrite(path, **damage)
+        assert read_teacher(tmp_path, path.stem) is None, damage.keys()
+        path.write_bytes(content)
+    assert read_teacher(tmp_path, path.stem) is not None
+
+
+def test_a_kill_while_storing_leaves_nothing_that_is_read(tmp_path: Path) -> None:
+    """A process that stores the same large file again and again, killed at any moment: whole or not there at all."""
+    script = (
+        "import sys, numpy as np\n"
+        "from agentic_compression.evaluation.teacher_cache import TeacherLogits, _store\n"
+        "windows = tuple((1,) * 101 for _ in range(100))\n"
+        "large = np.zeros((10_000, 200), dtype=np.float32)\n"
+        "found = TeacherLogits(windows, large.astype(np.int64), large, large[:, 0].copy(), 't', 4, 'x')\n"
+        "print('ready', flush=True)\n"
+        "while True:\n"
+        "    _store(sys.argv[1], 'key', found)\n"
+    )
+    for delay in (0.0, 0.03):
+        child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(delay)
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        read = read_teacher(tmp_path, "key")
+        assert (read is not None) == (tmp_path / "key.safetensors").exists()
+
+
+@pytest.mark.parametrize("kept", [1, 2, 5, 9])
+def test_the_most_likely_token_is_the_first_of_equals(kept: int) -> None:
+    """Logits of half precision are often equal, and ``argmax`` of a student takes the lowest id."""
+    logits = np.random.default_rng(0).integers(0, 3, (200, 9)).astype(np.float32)
+    found = _largest(logits, kept)
+    assert (found[:, 0] == logits.argmax(axis=1)).all()
+    expected = -np.sort(-logits, axis=1)[:, :kept]
+    assert (np.take_along_axis(logits, found, axis=1) == expected).all()
+    assert all(len(set(row)) == kept for row in found.tolist())
+
+
+def test_a_large_vocabulary_needs_little_more_than_its_logits() -> None:
+    logits = np.random.default_rng(0).standard_normal((160, 50_000), dtype=np.float32)  # 32 MB
+    tracemalloc.start()
+    try:
+        indices = _largest(logits, 64)
+        likelihoods, rest = largest_and_rest(logits, indices)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 45e6
+    logits, indices, likelihoods, rest = logits[:50], indices[:50], likelihoods[:50], rest[:50]
+    exact = logits.astype(np.float64) - np.logaddexp.reduce(logits.astype(np.float64), axis=1, keepdims=True)
+    assert likelihoods == pytest.approx(np.take_along_axis(exact, indices, axis=1), abs=1e-4)
+    np.put_along_axis(exact, indices, -np.inf, axis=1)
+    assert rest == pytest.approx(np.logaddexp.reduce(exact, axis=1), abs=1e-4)
+
+
 def test_long_texts_give_several_sequences(dense: TransformersRuntime) -> None:
     long = TeacherSettings(sequences=5, tokens=6)
     windows = sequences_of(dense, TEXTS, long)
@@ -140,5 +229,7 @@ def test_what_cannot_be_compared_says_why(dense: TransformersRuntime, tmp_path: 
 
     with pytest.raises(ModelError, match="same tokens"):
         measure_divergence(dense, replace(teacher, tokens_digest="other"))
+    with pytest.raises(ModelError, match="at once"):
+        measure_divergence(dense, replace(teacher, windows=((1,) * (dense.context_length + 1),)))
     with pytest.raises(CompressionError, match="finite"):
         largest_and_rest(np.full((2, 4), np.nan, dtype=np.float32), np.zeros((2, 1), dtype=np.int64))

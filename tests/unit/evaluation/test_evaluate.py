@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -103,6 +104,17 @@ def test_key_depends_on_content_not_on_paths(request_of_tiny: EvaluationRequest)
         assert evaluation_key(request_of_tiny.model_copy(update=update), "cpu", 1) != key
     assert evaluation_key(request_of_tiny, "cpu", 2) != key
     assert evaluation_key(request_of_tiny, "cuda:0", 1) != key
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers", "tokenizers", "lm-eval"])
+def test_key_depends_on_every_library_whose_version_is_compared(
+    request_of_tiny: EvaluationRequest, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a result from before an upgrade is read for ever, and excluded for its environment for ever."""
+    key = evaluation_key(request_of_tiny, "cpu", 1)
+    installed = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99" if name == library else installed(name))
+    assert evaluation_key(request_of_tiny, "cpu", 1) != key
 
 
 def test_a_broken_model_is_a_failed_outcome(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from agentic_compression.evaluation.intervals import (
     mean_estimate,
     percentile,
     proportion,
+    resamples,
+    shares_of,
     weighted_mean,
     wilson,
 )
@@ -88,6 +91,34 @@ def test_weighted_mean_keeps_a_single_interval_and_narrows_over_several() -> Non
     assert both.value == pytest.approx(0.5)
     assert both.low == pytest.approx(0.5 - 0.1 / math.sqrt(2))
     assert weighted_mean([one, Estimate(value=1, low=1, high=1, n=1)], [1, 3]).value == pytest.approx(0.875)
+
+
+@pytest.mark.parametrize("weights", [[], [0.0], [1.0, -1.0], [math.nan], [1.0, math.inf]])
+def test_weights_that_make_no_mean_are_refused(weights: list[float]) -> None:
+    with pytest.raises(ValueError, match="positive and finite"):
+        shares_of(weights)
+    with pytest.raises(ValueError, match="positive and finite"):
+        weighted_mean([Estimate(value=0.5, low=0.4, high=0.7, n=10)] * len(weights), weights)
+
+
+@pytest.mark.parametrize(("n", "times"), [(1, 7), (999, 5_001), (4_001, 2_000), (5_000_001, 3)])
+def test_blocks_hold_the_places_of_one_large_draw(n: int, times: int) -> None:
+    blocks = list(resamples(n, times, np.random.default_rng(4)))
+    whole = np.random.default_rng(4).integers(0, n, size=(times, n))
+    assert (np.concatenate(blocks) == whole).all()
+    assert all(block.size <= max(4_000_000, n) for block in blocks)
+
+
+def test_a_ratio_over_many_items_needs_little_memory() -> None:
+    """2,000 resamples of 20,000 items at once would be 320 MB an array."""
+    values = np.random.default_rng(0).random(20_000).tolist()
+    tracemalloc.start()
+    try:
+        bootstrap_ratio(values, [1.0] * len(values), 0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 160e6
 
 
 def test_percentile_interpolates() -> None:

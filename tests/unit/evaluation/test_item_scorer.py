@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agentic_compression.errors import CompressionError, DatasetError, UsageError
 from agentic_compression.evaluation.harness import harness_model, quiet_harness
@@ -161,6 +163,15 @@ def test_names_are_ids_or_contents() -> None:
     assert named([{"q": "b"}])[0].id == names[1]
     assert len(set(names)) == 5
     assert items[0].text == named([{"id": 8, "q": "a"}])[0].text
+
+
+@given(st.lists(st.sampled_from(["a", "a#2", "a#2#2", "a#3", "b", 7, "7", None]), max_size=12))
+def test_names_are_unique_whatever_the_ids_are(ids: list[Any]) -> None:
+    """A comparison of two models pairs answers by these names."""
+    names = [item.id for item in named([{"id": own, "q": "same"} for own in ids])]
+    assert len(set(names)) == len(names)
+    plain = [str(own) for own in ids]
+    assert all(names[plain.index(own)] == own for own in {"a", "b", "7"} & set(plain))
 
 
 def test_prompts_cut_to_fit_are_counted(tiny: TransformersRuntime, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from agentic_compression.evaluation.language_modelling import (
     score_documents,
     within_budget,
 )
+from agentic_compression.runtimes import DocumentScore
 from agentic_compression.runtimes.transformers_runtime import TransformersRuntime
 from tests.unit.evaluation.conftest import ids_of
 
@@ -81,7 +83,33 @@ def test_read_texts_limits_by_a_seeded_shuffle(tmp_path: Path) -> None:
     assert len(read_texts(str(path))) == 20
 
 
-@pytest.mark.parametrize("content", ["", "not json\n", '{"other": 1}\n'])
+def test_no_text_is_lost_to_another_with_its_id(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    rows: list[dict[str, Any]] = [
+        {"id": "a", "text": "one"},
+        {"id": "a", "text": "two"},
+        {"id": None, "text": "three"},
+        {"id": "00000002", "text": "four"},
+        {"id": "a#2", "text": "five"},
+        {"text": "six"},
+        {"id": None, "text": "seven"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = read_texts(str(path))
+    assert sorted(texts.values()) == sorted(str(row["text"]) for row in rows)
+    assert texts["a"] == "one"
+
+
+def test_perplexity_of_a_broken_model_is_a_number() -> None:
+    found = perplexity_of([DocumentScore(5e6, (0, 0, 1)), DocumentScore(3.0, (1, 1)), DocumentScore(900.0, (0,))], 0)
+    for number in (found.perplexity.value, found.perplexity.low, found.perplexity.high, found.perplexity.spread):
+        assert math.isfinite(number)
+    assert found.perplexity.value > 1e100
+
+
+@pytest.mark.parametrize(
+    "content", ["", "not json\n", '{"other": 1}\n', '{"text": null}\n', '{"text": 3}\n', "[1]\n", '"text"\n']
+)
 def test_read_texts_refuses_what_holds_no_text(tmp_path: Path, content: str) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text(content)

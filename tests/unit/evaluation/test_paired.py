@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from agentic_compression.evaluation.paired import (
     PairedUnits,
     mcnemar,
+    null_variance,
     paired_difference,
     sign_flip_test,
     verdict_of,
 )
-from agentic_compression.evaluation.paired_planning import detectable_drop, items_for, items_needed
+from agentic_compression.evaluation.paired_planning import detectable_drop, items_for, items_needed, step_of
 from agentic_compression.records import Estimate
 from benchmarks.noise_models import NOISE_MODELS, flipped
 
@@ -177,3 +178,72 @@ def test_planning_says_what_it_cannot_plan() -> None:
     assert detectable_drop(2, 0.1) is None
     needed = items_needed([items(9, 6, 600)], [1.0])
     assert needed == items_for(0.005, 0.025)
+
+
+def read_documents(generator: np.random.Generator, count: int, drop: float) -> PairedUnits:
+    """Documents of 100 tokens that gain or lose 3 tokens, give or take."""
+    return PairedUnits(differences=generator.normal(-100 * drop, 3.0, count), sizes=np.full(count, 100.0))
+
+
+def test_documents_show_the_drop_that_is_said_to_show() -> None:
+    """A document's tokens change a little at a time: what the steps of single items cost does not apply to them."""
+    generator, draws = np.random.default_rng(8), 40
+    drop = detectable_drop_of(read_documents(generator, 60, 0.0))
+    assert 0.009 < drop < 0.015  # (1.96 + 0.84) x 0.03 / sqrt(60) = 0.0108
+    found: Counter[str] = Counter()
+    for _ in range(draws):
+        units = [read_documents(generator, 60, drop)]
+        found[verdict_of(paired_difference(units, [1.0], 0), sign_flip_test(units, [1.0], 0))] += 1
+    assert 0.62 <= found["worse"] / draws <= 0.97
+
+
+def detectable_drop_of(units: PairedUnits) -> float:
+    one = [units], [1.0]
+    drop = detectable_drop(len(units.sizes), null_variance(*one), step=step_of(*one))
+    assert drop is not None
+    return drop
+
+
+def test_documents_needed_are_those_of_the_formula() -> None:
+    units = read_documents(np.random.default_rng(3), 40, 0.004)
+    needed = items_needed([units], [1.0])
+    shares = units.differences / 100
+    plain = (2.8016 * math.sqrt((shares**2).mean()) / shares.mean()) ** 2
+    assert needed is not None
+    assert plain <= needed <= 1.25 * plain + 20
+
+
+def test_a_step_is_one_for_items_and_small_for_documents() -> None:
+    assert step_of([items(3, 2, 80)], [2.0]) == pytest.approx(1)
+    assert step_of([items(0, 0, 80)], [2.0]) == pytest.approx(1)
+    assert step_of([PairedUnits(np.asarray([-5.0, 5, 0]), np.full(3, 50.0))], [1.0]) == pytest.approx(0.1)
+    assert step_of([items(0, 0, 10), items(0, 0, 30)], [1.0, 1.0]) == pytest.approx(2)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-1, 1), st.integers(1, 200)), min_size=1, max_size=30),
+    st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=1, max_size=30),
+    st.floats(0.1, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_an_open_verdict_never_needs_fewer_units_than_it_had(
+    documents: list[tuple[float, int]], changes: list[float], weight: float
+) -> None:
+    sizes = np.asarray([size for _, size in documents], dtype=float)
+    read = PairedUnits(differences=np.round(sizes * [share for share, _ in documents]), sizes=sizes)
+    asked = PairedUnits(differences=np.asarray(changes), sizes=np.ones(len(changes)))
+    tasks, weights = [read, asked], [1.0, weight]
+    difference = paired_difference(tasks, weights, 0)
+    if verdict_of(difference, sign_flip_test(tasks, weights, 0)) == "indistinguishable":
+        needed = items_needed(tasks, weights)
+        assert needed is None or needed > difference.n
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_no_number_gives_no_verdict(bad: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        PairedUnits(differences=np.asarray([0.0, bad]), sizes=np.ones(2))
+    with pytest.raises(ValueError, match="finite"):
+        PairedUnits(differences=np.zeros(2), sizes=np.asarray([1.0, bad]))
+    with pytest.raises(ValueError, match="positive"):
+        paired_difference([items(1, 0, 10), items(1, 0, 10)], [1.0, bad], 0)

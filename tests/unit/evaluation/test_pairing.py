@@ -79,6 +79,11 @@ def test_graded_answers_have_no_flips() -> None:
             {"items_digest": "a", "outcomes": (1, 1, 0), "groups": (1, 1)},
             "measure it again",
         ),
+        (
+            {"items_digest": "a", "values": (0.5, float("nan"))},
+            {"items_digest": "a", "values": (0.5, 0.5)},
+            "finite",
+        ),
     ],
 )
 def test_what_cannot_be_paired_says_why(first: dict[str, Any], second: dict[str, Any], words: str) -> None:

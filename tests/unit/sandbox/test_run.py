@@ -54,6 +54,7 @@ def test_network_and_files_must_both_be_covered(
         ("def check(f): pass", "", "the test never called the function"),
         ("def check(f): assert f(1) == other(2)", "", "a name it was not given: NameError: name 'other'"),
         ("def check(f): assert f(len)", "", "type builtin_function_or_method cannot be handed to the program"),
+        ("def check(f): assert f('x' * (40 << 20))", "", "is too long"),
         ("def check(f): pass", "1 +", "the test cannot run: SyntaxError"),
     ],
 )
@@ -88,3 +89,15 @@ def test_message_names_the_programs_exception_and_line() -> None:
     assert result.message.startswith("the program raised ModuleNotFoundError: No module named 'no_such_module'")
     result = check_function("x = 1\n", "def check(f): f(1)", "double", limits=SandboxLimits(seconds=5))
     assert result.message == "the program does not define the function"
+
+
+@confined
+def test_message_of_any_characters_arrives() -> None:
+    """Characters beyond the basic plane take twelve bytes each on the way."""
+    name, text = "É" * 90, "\U0001f600" * 300
+    for kind in ("Exception", "SystemExit"):
+        program = f"class {name}({kind}): pass\ndef double(x):\n    raise {name}({text!r})\n"
+        result = check_function(program, "def check(f): f(1)", "double")
+        assert result.status == "failed"
+        assert result.message.startswith("the program raised ")
+        assert text[:250] in result.message

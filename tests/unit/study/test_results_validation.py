@@ -68,6 +68,15 @@ def _validate(*records: EpisodeRecord) -> ResultsValidation:
     return validate_results("s", bench.history.records("s"), bench)
 
 
+def _explain(record: EpisodeRecord) -> None:
+    """Write the manifest that accounts for the checkpoint's bytes."""
+    assert record.checkpoint is not None
+    manifest = CheckpointManifest(
+        base_digest="b", strategy=Strategy(), modules={"model.layers.0.mlp.up_proj": AdaptedModule(rank=8)}
+    )
+    (Path(record.checkpoint.path) / MANIFEST_NAME).write_text(manifest.model_dump_json())
+
+
 def _reading(passed: bool) -> tuple[RungReading, ...]:
     return (RungReading(rung=2, quantity="accuracy", value=0.5, low=0.4, high=0.6, n=10, passed=passed),)
 
@@ -150,13 +159,14 @@ def test_only_the_faulty_rows_are_named(spoiled: ResultsValidation) -> None:
 
 
 def test_reports_on_other_items_are_excluded_and_a_missing_one_is_not(home: Path) -> None:
-    records = [_record(home, number) for number in range(3)]
+    records = [_record(home, number) for number in range(4)]
     reports = []
     for record in records:
         assert record.evaluation is not None
         reports.append(Report(accuracy=record.evaluation.accuracy, benchmarks=record.evaluation.benchmarks))
     other = reports[1].benchmarks[0].model_copy(update={"items_digest": "other"})
     reports[1] = reports[1].model_copy(update={"benchmarks": (other,)})
+    reports[3] = reports[3].model_copy(update={"benchmarks": ()})
     records = [
         _stored(_measured(record, checkpoint_digest=f"d{record.episode}"), digest=f"d{record.episode}")
         for record in records
@@ -165,10 +175,12 @@ def test_reports_on_other_items_are_excluded_and_a_missing_one_is_not(home: Path
         records[0].model_copy(update={"report": reports[0]}),
         records[1].model_copy(update={"report": reports[1]}),
         records[2],
+        records[3].model_copy(update={"report": reports[3]}),
     )
-    (left_out,) = report.excluded
-    assert left_out.episode == 1
-    assert "reported items of demo_mc" in left_out.reason
+    left_out = {item.episode: item.reason for item in report.excluded}
+    assert list(left_out) == [1, 3]
+    assert "reported items of demo_mc" in left_out[1]
+    assert "reported tasks must be the baseline's 'demo_mc', got ''" in left_out[3]
 
 
 def test_one_checkpoint_with_two_results_is_withheld(home: Path) -> None:
@@ -186,11 +198,7 @@ def test_one_checkpoint_with_two_results_is_withheld(home: Path) -> None:
 
 def test_bytes_that_the_checkpoint_accounts_for_are_a_warning(home: Path) -> None:
     record = WITHHELD["grown"][0](_record(home, 1))
-    assert record.checkpoint is not None
-    manifest = CheckpointManifest(
-        base_digest="b", strategy=Strategy(), modules={"model.layers.0.mlp.up_proj": AdaptedModule(rank=8)}
-    )
-    (Path(record.checkpoint.path) / MANIFEST_NAME).write_text(manifest.model_dump_json())
+    _explain(record)
     report = _validate(_record(home, 0), record)
     assert report.success
     (finding,) = report.findings
@@ -224,10 +232,69 @@ def test_the_report_is_kept_and_an_unchanged_table_is_not_checked_again(
     assert read == []
 
 
-def test_a_damaged_report_is_made_again(home: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "row", "suite"])
+def test_a_damaged_report_is_made_again(home: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    """Rows are kept from one report to the next, so that a wrong one would stay in all of them."""
     bench = _bench(_record(home, 0))
     validate_results("s", bench.history.records("s"), bench)
-    (bench.folder("s") / "results_validation.json").write_text("{")
+    path = bench.folder("s") / "results_validation.json"
+    sound = path.read_text()
+    if damage == "cut":
+        path.write_text("{")
+    elif damage == "row":
+        path.write_text(sound.replace('"threads": "', '"threads": "9'))
+        assert path.read_text() != sound
+    else:
+        monkeypatch.setattr("agentic_compression.study.results_validation.SUITE_VERSION", 99)
+        monkeypatch.setattr("agentic_compression.study.results_table._numbers", lambda *_: {})
+    made = validate_results("s", bench.history.records("s"), bench)
+    if damage == "suite":
+        assert [row.numbers for row in made.rows] == [{}]
+    else:
+        assert path.read_text() == sound
+
+
+@pytest.mark.parametrize("broken", ["page", "history", "report"])
+def test_a_report_that_was_cut_short_is_made_again(home: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """Killed between two files: the next call must not take the old page for the new report's."""
+    bench = _bench(_record(home, 0))
+    validate_results("s", bench.history.records("s"), bench)
+    bench.history.record(EXCLUDED["other items"][0](_record(home, 1)))
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        module = "agentic_compression.study.results_validation"
+        names = {"page": f"{module}.write_atomically", "report": f"{module}.write_record"}
+        if broken == "history":
+            patch.setattr(bench.history, "attach", die)
+        else:
+            patch.setattr(names[broken], die)
+        with pytest.raises(KeyboardInterrupt):
+            validate_results("s", bench.history.records("s"), bench)
+    validate_results("s", bench.history.records("s"), bench)
+    assert isinstance(bench.history, MemoryHistory)
+    for name, text in bench.history.attached["s"].items():
+        assert "items of demo_mc" in text
+        assert (bench.folder("s") / name).read_text().strip() == text.strip()
+
+
+def test_an_evaluation_that_comes_back_is_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The history's files can be out of reach for a while; the row made meanwhile must not stay."""
+    bench = _bench(_record(home, 0), _record(home, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.history, "evaluation", lambda study, episode: None)
+        assert list(validate_results("s", bench.history.records("s"), bench).withheld) == [1]
+    assert validate_results("s", bench.history.records("s"), bench).success
+
+
+def test_a_checkpoint_that_comes_back_explains_its_bytes(home: Path) -> None:
+    """Rebuilt after its folder was deleted: what it says of its size is read then."""
+    grown = WITHHELD["grown"][0](_record(home, 1))
+    bench = _bench(_record(home, 0), grown)
+    assert list(validate_results("s", bench.history.records("s"), bench).withheld) == [1]
+    _explain(grown)
     assert validate_results("s", bench.history.records("s"), bench).success
 
 
