@@ -23,7 +23,50 @@ class Settings(BaseSettings):
     hf_endpoint: str = Field(default="https://huggingface.co", validation_alias="HF_ENDPOINT")
     openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
     openai_base_url: str | None = Field(default=None, validation_alias="OPENAI_BASE_URL")
-    planner_model: str = Field(default="gpt-4o", validation_alias="ACF_PLANNER_MODEL")
+    planner_model: str = Field(
+        default="gpt-4o",
+        min_length=1,
+        max_length=200,
+        validation_alias="ACF_PLANNER_MODEL",
+        description="asked to plan",
+    )
+    planner_max_tokens: int = Field(
+        default=4000,
+        ge=64,
+        validation_alias="ACF_PLANNER_MAX_TOKENS",
+        description="of one answer, what the model reasons before it included",
+    )
+    planner_prompt_tokens: int = Field(
+        default=12_000,
+        ge=500,
+        validation_alias="ACF_PLANNER_PROMPT_TOKENS",
+        description="of one question, estimated; what does not fit is left out",
+    )
+    planner_max_calls: int = Field(
+        default=100, ge=0, validation_alias="ACF_PLANNER_MAX_CALLS", description="to the language model, a study"
+    )
+    planner_max_usd: float = Field(
+        default=5.0,
+        ge=0,
+        validation_alias="ACF_PLANNER_MAX_USD",
+        description="for the language model, a study; without effect where the model's price is not known",
+    )
+    planner_timeout_s: float = Field(
+        default=60.0, gt=0, le=240, validation_alias="ACF_PLANNER_TIMEOUT_S", description="of one request"
+    )
+    planner_min_episodes: int = Field(
+        default=10,
+        ge=0,
+        validation_alias="ACF_PLANNER_MIN_EPISODES",
+        description="compressed episodes before the language model may end a study",
+    )
+    planner_override_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        validation_alias="ACF_PLANNER_OVERRIDE_SHARE",
+        description="of the hybrid planner's episodes, the most that may be the language model's own strategies",
+    )
     cpu_watts_per_core: float = Field(
         default=15.0,
         gt=0,

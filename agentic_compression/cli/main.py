@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from agentic_compression import __version__
-from agentic_compression.cli import compare, inspect, maintain, registry, run, work
+from agentic_compression.cli import compare, inspect, maintain, memory, registry, run, work
 from agentic_compression.errors import AcfError
 
 __all__ = ["app", "main"]
@@ -62,6 +62,7 @@ app.command("doctor")(maintain.doctor)
 app.command("clean")(maintain.clean)
 app.command("env")(maintain.env)
 app.add_typer(registry.app, name="registry")
+app.add_typer(memory.app, name="memory")
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ def run(
     constraint: Annotated[
         list[str] | None, typer.Option("--constraint", help='For example "accuracy_drop<=0.02"; repeatable.')
     ] = None,
-    planner: Annotated[str | None, typer.Option(help="auto, tpe, random, … (see docs/status.md).")] = None,
+    planner: Annotated[str | None, typer.Option(help="auto, hybrid, llm, tpe, random, … (see docs/status.md).")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of planner, methods and item choice.")] = None,
     name: Annotated[str | None, typer.Option(help="Study name; from model and dataset when left out.")] = None,
     config: Annotated[
@@ -178,6 +178,8 @@ def _finish(study: StudyConfig, results: FinalResults, view: Any) -> None:
     """One line that says what happened, where it is and what to do next; then the exit code."""
     from agentic_compression.settings import get_settings
 
+    if results.planner_note:
+        view.say(results.planner_note)
     view.final(results, get_settings().experiments / study.name)
     if results.termination_reason == "interrupted":
         raise typer.Exit(INTERRUPTED)

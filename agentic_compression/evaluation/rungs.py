@@ -6,9 +6,9 @@ The order follows cost over what a measurement decides:
 rung  measured                     rejects when
 ====  ===========================  ==================================================================================
 0     nothing: size is known       no accuracy could change the frontier at that size
-0     a glance at latency, energy  the same with four fifths of the least that three requests took, and with the memory
+0     a glance at latency, energy  the same with 85 % of the least that three requests took, and with the memory
                                    that rivals on the same engine needed beside their weights (``memory_floor``)
-0     a glance at memory           the same with the first of several repetitions, less 5 %
+0     a glance at memory           the same with the first of several repetitions, less 3 %
 0     latency and energy           no accuracy could change the frontier at these costs. First of all measurements,
                                    because without costs the optimistic corner is nearly perfect and nothing could
                                    ever be rejected, and a dozen short requests are cheaper than a tenth of the items
@@ -57,11 +57,12 @@ ItemName = tuple[str, str]
 """Task and id."""
 
 _GROWTH = 1.6
-OPTIMISM = 0.8
+OPTIMISM = 0.85
 """Share of what a glance saw that is taken for the least a measurement will say."""
-NEARLY = 0.95
+NEARLY = 0.97
 """The same for memory, which hardly varies from one repetition to the next."""
 _LEAST_KIN = 3
+_KIN_SHARE = 0.8
 _NOT_MEASURED = ("model_size_gb", "weights_gb")
 _Value = TypeVar("_Value")
 
@@ -193,7 +194,7 @@ def memory_floor(plan: ScreeningPlan, candidate: Candidate) -> float:
     beside = min(rival.objectives.memory_gb - rival.weights_gb for rival in kin)
     times = min(rival.objectives.memory_gb / rival.weights_gb for rival in kin)
     expected = max(candidate.weights_gb + beside, candidate.weights_gb * times)
-    return max(candidate.memory_floor_gb, OPTIMISM * expected)
+    return max(candidate.memory_floor_gb, _KIN_SHARE * expected)
 
 
 def screen(

@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agentic_compression.planning.grid import canonical, parameter_values
-from agentic_compression.records import MethodDescription, Parameter, ParameterValue, SearchSpace, Stage, Strategy
+from agentic_compression.records import (
+    MethodDescription,
+    Parameter,
+    ParameterValue,
+    SearchSpace,
+    Stage,
+    Strategy,
+    content_digest,
+)
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -79,8 +87,9 @@ class Encoding:
             if not allowed:
                 break
             after = "+".join(sorted({method.category for method in before}))
-            name = f"stage{number + 1} after {after}" if after else f"stage{number + 1}"
             options = ([STOP] if before else []) + [method.name for method in allowed]
+            # Optuna wants one set of choices a name, and what may come next depends on methods, not only on categories
+            name = f"stage{number + 1} after {after}, {content_digest(options)[:4]}" if after else f"stage{number + 1}"
             chosen = source.method(name, number, options)
             if chosen == STOP:
                 break

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agentic_compression.planning.grid import StrategyGrid, canonical, tried_keys
+from agentic_compression.planning.interface import ConsultingPlanner
 from agentic_compression.planning.registry import select_planner
 from agentic_compression.planning.seeds import seed_strategies
 from agentic_compression.records import BASELINE, EpisodeRecord, Proposal, SearchSpace, Situation, Strategy
@@ -26,6 +27,8 @@ def propose_episode(
     situation: Situation | None = None,
 ) -> Proposal:
     """What the next episode tries. Deterministic given its arguments, whatever ``storage_path`` holds.
+
+    Planners that ask a language model are the exception: they are asked once, and not again for what is running.
 
     Episode 0 is the baseline (source ``baseline``), whatever its outcome it is tried once; then come the seed
     strategies that are untried, the same for every planner (source ``seed``); then the planner's own.
@@ -54,8 +57,12 @@ def propose_episode(
     for strategy, reason in seed_strategies(space):
         if strategy.key not in taken:
             return Proposal(strategy=strategy, source="seed", rationale=f"seed strategy: {reason}")
-    for attempt in range(_REASKS):
-        proposal = planner.propose(space, history, seed + attempt, situation)
+    asks = 1 if isinstance(planner, ConsultingPlanner) else _REASKS
+    for attempt in range(asks):
+        if isinstance(planner, ConsultingPlanner):
+            proposal = planner.propose_beside(space, history, seed, situation, in_flight)
+        else:
+            proposal = planner.propose(space, history, seed + attempt, situation)
         if proposal.strategy is None or proposal.strategy.key not in busy:
             return proposal
     grid = StrategyGrid(space)

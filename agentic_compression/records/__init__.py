@@ -32,11 +32,13 @@ from agentic_compression.records.evaluation import (
 from agentic_compression.records.frontier import (
     EpisodeResults,
     Excluded,
+    ExpectationError,
     FinalResults,
     FrontierDocument,
     ObjectiveInfo,
     PlannerUsage,
     Solution,
+    SourceSummary,
 )
 from agentic_compression.records.planning import Candidate, Expected, Experience, PlannerCall, Recalled, Situation
 from agentic_compression.records.record import Record, content_digest
@@ -71,6 +73,7 @@ __all__ = [
     "EvaluationOutcome",
     "EvaluationSettings",
     "Excluded",
+    "ExpectationError",
     "Expected",
     "Experience",
     "FinalResults",
@@ -104,6 +107,7 @@ __all__ = [
     "Situation",
     "SizeClass",
     "Solution",
+    "SourceSummary",
     "SpecSource",
     "Split",
     "Stage",

@@ -7,17 +7,20 @@ from typing import Literal
 from pydantic import Field
 
 from agentic_compression.records.evaluation import Environment, Estimate, Objectives
+from agentic_compression.records.planning import Expected
 from agentic_compression.records.record import Record
 from agentic_compression.records.screening import RungReading
 
 __all__ = [
     "EpisodeResults",
     "Excluded",
+    "ExpectationError",
     "FinalResults",
     "FrontierDocument",
     "ObjectiveInfo",
     "PlannerUsage",
     "Solution",
+    "SourceSummary",
 ]
 
 
@@ -89,6 +92,8 @@ class EpisodeResults(Record):
     strategy: str
     rationale: str = ""
     source: str = ""
+    expected: Expected = Field(default_factory=dict, description="what the planner expected of it")
+    fallback: str = Field(default="", description="why another planner than the chosen one decided; empty: it did not")
     decisions: tuple[str, ...] = Field(default=(), description="what became of stages with a condition")
     screening: tuple[RungReading, ...] = Field(
         default=(), description="what each rung said before it was measured in full"
@@ -115,8 +120,30 @@ class PlannerUsage(Record):
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    cost_usd: float = 0.0
-    fallbacks: int = 0
+    cost_usd: float | None = Field(
+        default=0.0, description="list price; None where no call's price is known, the calls of unknown price left out"
+    )
+    fallbacks: int = Field(default=0, description="episodes that the search decided because no usable answer came")
+
+
+class ExpectationError(Record):
+    """How far what a planner expected was from what was measured, in the objective's unit."""
+
+    maker: str = Field(description="'language model' or 'search'")
+    objective: str
+    episodes: int = Field(ge=1)
+    mean_error: float = Field(description="expected minus measured: above 0, it expects too much")
+    mean_absolute_error: float = Field(ge=0)
+    within: float = Field(ge=0, le=1, description="share measured inside the 95 % interval that was given")
+
+
+class SourceSummary(Record):
+    """What came of the episodes of one source."""
+
+    source: str
+    episodes: int = Field(ge=1)
+    succeeded: int = Field(ge=0)
+    hypervolume_gain: float = Field(ge=0, description="added by its episodes in all, on the search items")
 
 
 class FinalResults(Record):
@@ -138,4 +165,9 @@ class FinalResults(Record):
     co2_grams: float
     energy_source: Literal["measured", "estimated"]
     planner_usage: PlannerUsage = Field(default_factory=PlannerUsage)
+    planner_note: str = Field(default="", description="what the language model did in this study, in one line")
+    planner_sources: tuple[SourceSummary, ...] = Field(default=(), description="by what made the strategies")
+    expectation_errors: tuple[ExpectationError, ...] = Field(
+        default=(), description="by maker and objective; empty where nothing was expected"
+    )
     environment: Environment | None = None

@@ -10,16 +10,14 @@ from typing import TypeVar
 from agentic_compression.checkpoints import checkpoint_ref
 from agentic_compression.data import require_valid, resolve_dataset, validate_dataset, write_report
 from agentic_compression.data.calibration_text import with_calibration_text
-from agentic_compression.errors import AcfError, StrategyError
+from agentic_compression.errors import StrategyError
 from agentic_compression.evaluation.cost import co2_grams
 from agentic_compression.evaluation.energy import EnergyMeter, select_counter
 from agentic_compression.evaluation.grid import grid_factor
 from agentic_compression.evaluation.request import EvaluationRequest
-from agentic_compression.frontier import build_frontier, comparable
-from agentic_compression.methods import describe_methods, get_method, search_space
+from agentic_compression.frontier import build_frontier
+from agentic_compression.methods import describe_methods
 from agentic_compression.methods.request import CompressionRequest
-from agentic_compression.methods.without_calibration import without_calibration
-from agentic_compression.planning import propose_episode
 from agentic_compression.records import (
     CheckpointRef,
     CompressionOutcome,
@@ -31,7 +29,6 @@ from agentic_compression.records import (
     ModelSpec,
     QualityOutcome,
     Record,
-    SearchSpace,
     Strategy,
     StudyConfig,
     ValidationReport,
@@ -40,18 +37,29 @@ from agentic_compression.registry import promote_frontier, registered_name
 from agentic_compression.resources import configs_dir
 from agentic_compression.settings import Settings
 from agentic_compression.spec import infer_spec
-from agentic_compression.storage import folder_bytes, write_record
+from agentic_compression.storage import write_record
 from agentic_compression.study.conditions import settle_conditions
 from agentic_compression.study.feasibility import compression_device, feasibility
-from agentic_compression.study.files import episode_folder, write_episode, write_spec, write_study_files
+from agentic_compression.study.files import episode_folder, keep_ending, write_episode, write_spec, write_study_files
 from agentic_compression.study.model_source import fetch_model, readable_model
 from agentic_compression.study.naming import short_name
+from agentic_compression.study.planning import offered_space, plan_episode
 from agentic_compression.study.results_validation import validate_results
 from agentic_compression.study.retention import drop_dominated
 from agentic_compression.study.screening import screening_plan, teacher_of
+from agentic_compression.study.situation import remember_study
 from agentic_compression.study.workbench import Workbench
 
-__all__ = ["compress", "dataset_of", "evaluate", "infer_model_spec", "plan_episode", "update_frontier", "validate_data"]
+__all__ = [
+    "compress",
+    "dataset_of",
+    "evaluate",
+    "infer_model_spec",
+    "offered_space",
+    "plan_episode",
+    "update_frontier",
+    "validate_data",
+]
 
 Outcome = TypeVar("Outcome", CompressionOutcome, EvaluationOutcome, QualityOutcome)
 COMPRESS = "agentic_compression.methods.compress:compress"
@@ -107,53 +115,6 @@ def dataset_of(config: StudyConfig, settings: Settings) -> DatasetSpec:
     return with_calibration_text(
         dataset, config.calibration, settings=settings, benchmark_dir=benchmark_dir, seed=config.seed
     )
-
-
-def plan_episode(config: StudyConfig, spec: ModelSpec, dataset: DatasetSpec, bench: Workbench) -> EpisodePlan:
-    """Claim the next episode with a strategy; a claim whose process died is carried out again as it was planned."""
-    bench.announce("step", name="llm_plan")
-    space = offered_space(config, dataset)
-    with bench.lock(config.name):
-        bench.history.open_study(config, f"model {spec.digest or 'unknown'}, data {dataset.digest}")
-        if orphan := bench.history.adopt(config.name):
-            bench.announce("planned", plan=orphan)
-            return orphan
-        records = bench.history.records(config.name)
-        proposal = propose_episode(
-            config.planner,
-            space,
-            comparable(records),
-            config.seed,
-            storage_path=bench.folder(config.name) / "planner_journal.log",
-            in_flight=bench.history.in_flight(config.name),
-        )
-        plan = EpisodePlan(
-            study=config.name,
-            episode=bench.history.next_episode(config.name),
-            strategy=space.complete(proposal.strategy) if proposal.strategy else None,
-            end=proposal.end,
-            rationale=proposal.rationale,
-            planner=config.planner,
-            source=proposal.source,
-            seed=config.seed,
-        )
-        bench.announce("planned", plan=plan)
-        if plan.strategy is not None and not plan.strategy.is_baseline:
-            _require_room(config, bench)
-        return bench.history.claim(plan) if plan.strategy is not None else plan
-
-
-def offered_space(config: StudyConfig, dataset: DatasetSpec) -> SearchSpace:
-    """The search space, without methods and settings that need calibration text the dataset does not have."""
-    space = search_space(config.max_stages)
-    if dataset.calibration_path is not None:
-        return space
-    source = dataset.calibration_source
-    methods = tuple(
-        without_calibration(get_method(method.name), method, source) if method.available else method
-        for method in space.methods
-    )
-    return space.model_copy(update={"methods": methods})
 
 
 def compress(
@@ -284,6 +245,8 @@ def update_frontier(
             bench.history.record(record)
             write_episode(folder, record, is_pareto_optimal=False)
             bench.announce("recorded", record=record)
+        elif plan.calls:
+            keep_ending(folder, plan)
         document = rebuild_frontier(config, bench, termination=plan.end)
     bench.announce("frontier", document=document)
     return document
@@ -309,6 +272,7 @@ def rebuild_frontier(config: StudyConfig, bench: Workbench, *, termination: str 
     bench.history.mark_frontier(config.name, frozenset(item.episode for item in document.solutions))
     write_study_files(folder, config, document, records, termination)
     drop_dominated(bench, document, records)
+    remember_study(config, document, records, bench)
     return document
 
 
@@ -322,7 +286,8 @@ def episode_record(
     """What the study remembers of this episode."""
     evaluation = evaluated.evaluation
     joules = compressed.joules + evaluated.joules
-    total = compressed.seconds + evaluated.seconds
+    asking = {"plan": sum(call.seconds for call in plan.calls)} if plan.calls else {}
+    total = compressed.seconds + evaluated.seconds + sum(asking.values())
     now = datetime.now(UTC)
     settings = bench.settings
     grid = grid_factor(settings.grid_country, settings.grid_grams_per_kwh, settings.grid_region)
@@ -344,9 +309,12 @@ def episode_record(
         source=plan.source,
         seed=plan.seed,
         run_id=plan.run_id,
-        timings={"compress": compressed.seconds, "evaluate": evaluated.seconds, "total": total},
+        timings={**asking, "compress": compressed.seconds, "evaluate": evaluated.seconds, "total": total},
         joules=joules,
         decisions=compressed.decisions,
+        expected=plan.expected,
+        calls=plan.calls,
+        fallback=plan.fallback,
         energy_source="measured" if both_measured else "estimated",
         co2_grams_spent=co2_grams(joules, grid.grams_per_kwh, settings.pue),
         environment=evaluation.environment if evaluation else None,
@@ -354,21 +322,6 @@ def episode_record(
         finished_at=now.isoformat(timespec="seconds"),
         reused=compressed.cached and evaluated.cached,
     )
-
-
-def _require_room(config: StudyConfig, bench: Workbench) -> None:
-    """Refuse to begin an episode when stored checkpoints take up the quota.
-
-    Raises:
-        AcfError: with what is stored and what to do; nothing is recorded.
-    """
-    root = bench.settings.checkpoints
-    used = folder_bytes(root) / 1e9 if root.is_dir() else 0.0
-    if used >= config.disk_quota_gb:
-        raise AcfError(
-            f"stored checkpoints take {used:.2f} GB, the quota is disk_quota_gb={config.disk_quota_gb:g}; raise it in "
-            "the study file, or remove studies with 'acf clean' and unfinished folders with 'acf clean --caches'"
-        )
 
 
 def _work(entry: str, request: Record, kind: type[Outcome], config: StudyConfig, bench: Workbench) -> Outcome:

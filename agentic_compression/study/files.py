@@ -8,7 +8,9 @@ from pathlib import Path
 
 from agentic_compression.frontier import comparable, hypervolume_by_episode, reported
 from agentic_compression.frontier.plot import frontier_html
+from agentic_compression.planning.llm import expectation_errors, planner_note, planner_usage, source_summaries
 from agentic_compression.records import (
+    EpisodePlan,
     EpisodeRecord,
     EpisodeResults,
     FinalResults,
@@ -16,9 +18,20 @@ from agentic_compression.records import (
     ModelSpec,
     StudyConfig,
 )
+from agentic_compression.settings import get_settings
 from agentic_compression.storage import write_atomically, write_record
 
-__all__ = ["episode_folder", "final_results", "write_episode", "write_spec", "write_study_files"]
+__all__ = [
+    "endings",
+    "episode_folder",
+    "final_results",
+    "keep_ending",
+    "write_episode",
+    "write_spec",
+    "write_study_files",
+]
+
+_ENDINGS = "planner_endings.jsonl"
 
 
 def episode_folder(folder: Path, episode: int) -> Path:
@@ -43,6 +56,8 @@ def episode_results(record: EpisodeRecord, is_pareto_optimal: bool) -> EpisodeRe
         strategy=record.strategy.label,
         rationale=record.rationale,
         source=record.source,
+        expected=record.expected,
+        fallback=record.fallback,
         decisions=record.decisions,
         screening=record.screening,
         objectives=record.objectives,
@@ -79,7 +94,7 @@ def write_study_files(
 
     Episodes' own files, which must exist, are corrected where their membership changed.
     """
-    results = final_results(config, document, records, termination)
+    results = final_results(config, document, records, termination, endings(folder))
     write_record(folder / "study.json", config)
     write_record(folder / "pareto_frontier.json", document)
     write_record(folder / "final_results.json", results)
@@ -91,16 +106,47 @@ def write_study_files(
     return results
 
 
+def keep_ending(folder: Path, plan: EpisodePlan) -> None:
+    """Keep a plan that ended the study: no episode records what asking for it took."""
+    lines = [item.model_dump_json() for item in (*endings(folder), plan)]
+    write_atomically(folder / _ENDINGS, "".join(f"{line}\n" for line in lines))
+
+
+def endings(folder: Path) -> tuple[EpisodePlan, ...]:
+    """The plans that ended the study, in their order; a study that was gone on with may have several."""
+    path = folder / _ENDINGS
+    if not path.exists():
+        return ()
+    return tuple(EpisodePlan.model_validate_json(line) for line in path.read_text().split("\n") if line)
+
+
 def write_spec(folder: Path, spec: ModelSpec) -> None:
     """Write ``model_spec.json``."""
     write_record(folder / "model_spec.json", spec)
 
 
 def final_results(
-    config: StudyConfig, document: FrontierDocument, records: Sequence[EpisodeRecord], termination: str | None
+    config: StudyConfig,
+    document: FrontierDocument,
+    records: Sequence[EpisodeRecord],
+    termination: str | None,
+    ended: Sequence[EpisodePlan] = (),
 ) -> FinalResults:
-    """Totals over all episodes; energy counts as measured only when every episode's was."""
-    statuses = Counter(record.status for record in records)
+    """Totals over all episodes; energy counts as measured only when every episode's was.
+
+    Args:
+        config: the study.
+        document: its frontier.
+        records: everything recorded of it.
+        termination: why it ended; None while it goes on.
+        ended: plans of the language model that ended it.
+    """
+    statuses, shown = Counter(record.status for record in records), comparable(records, document.excluded)
+    calls = [call for record in records for call in record.calls] + [call for plan in ended for call in plan.calls]
+    usage = planner_usage(calls, sum(bool(record.fallback) for record in records))
+    note = planner_note(shown, usage, config.seed, get_settings().planner_override_share)
+    if ended and termination == "planner_end":
+        note = f"{note}; {ended[-1].rationale}"
     measured = bool(records) and all(record.energy_source == "measured" for record in records)
     return FinalResults(
         study=config.name,
@@ -113,11 +159,15 @@ def final_results(
         termination_reason=termination,
         baseline=document.baseline,
         solutions=document.solutions,
-        hypervolume_by_episode=tuple(hypervolume_by_episode(reported(comparable(records, document.excluded)))),
+        hypervolume_by_episode=tuple(hypervolume_by_episode(reported(shown))),
         wall_seconds=sum(record.timings.get("total", 0.0) for record in records),
         energy_kwh=sum(record.joules for record in records) / 3.6e6,
         co2_grams=sum(record.co2_grams_spent for record in records),
         energy_source="measured" if measured else "estimated",
+        planner_usage=usage,
+        planner_note=note,
+        planner_sources=source_summaries(shown),
+        expectation_errors=expectation_errors(shown),
         environment=next((record.environment for record in records if record.environment), None),
     )
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from agentic_compression.checkpoints import checkpoint_ref
 from agentic_compression.data import resolve_dataset
+from agentic_compression.data.calibration_text import with_calibration_text
 from agentic_compression.evaluation.request import EvaluationRequest
 from agentic_compression.evaluation.rungs import NEARLY, OPTIMISM
 from agentic_compression.execution import Supervisor
@@ -43,7 +44,7 @@ from agentic_compression.records import (
     Strategy,
 )
 from agentic_compression.resources import configs_dir
-from agentic_compression.settings import get_settings
+from agentic_compression.settings import Settings, get_settings
 from agentic_compression.spec import infer_spec
 from agentic_compression.study.model_source import fetch_model
 from benchmarks.planners.spaces import replay_space
@@ -64,6 +65,9 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--dataset", default="demo")
     parser.add_argument("--limit", type=int, help="items a task; all when left out")
+    parser.add_argument("--benchmark-dir", type=Path, help="local copies of benchmarks")
+    parser.add_argument("--calibration", default="train", help="text to calibrate on; see acf run --help")
+    parser.add_argument("--held-out", type=Path, help="text for perplexity and divergence instead of the data set's")
     options = parser.parse_args()
     recorder = Recorder(options)
     path = DATA / f"{options.name}.json"
@@ -92,7 +96,7 @@ class Recorder:
         self._space, self._options = replay_space(), options
         spec = infer_spec(options.model, settings=settings, methods=describe_methods())
         self._model, self._digest = fetch_model(spec, settings)
-        self._dataset: DatasetSpec = resolve_dataset(options.dataset, settings=settings)
+        self._dataset = _dataset(options, settings)
         self._teacher: CheckpointRef = checkpoint_ref(self._model, BASELINE.key, shared=True)
         self._supervisor = Supervisor()
         self._vocabulary = spec.vocabulary or 0
@@ -168,6 +172,16 @@ class Recorder:
             teacher=None if checkpoint is self._teacher else self._teacher,
             screening=_NOTHING_REJECTED,
         )
+
+
+def _dataset(options: argparse.Namespace, settings: Settings) -> DatasetSpec:
+    folder = options.benchmark_dir
+    dataset = resolve_dataset(options.dataset, settings=settings, benchmark_dir=folder)
+    if options.calibration != "train":
+        dataset = with_calibration_text(dataset, options.calibration, settings=settings, benchmark_dir=folder)
+    if options.held_out:
+        dataset = dataset.model_copy(update={"perplexity_path": str(options.held_out.resolve())})
+    return dataset
 
 
 def _figures(outcome: EvaluationOutcome) -> dict[str, Any]:

@@ -143,20 +143,20 @@ def test_a_useful_candidate_is_measured_in_full_and_every_item_is_asked_once() -
 
 
 def test_a_glance_rejects_only_what_is_slower_by_a_wide_margin() -> None:
-    """Four fifths of what a few cold requests took must already be too slow."""
+    """Most of what a few cold requests took must already be too slow."""
     plan, base = plan_of()
     slower = objectives(base, 0.2).model_copy(update={"latency_ms": 30.0})
     candidate = Scripted(slower, base)
     found = run(plan, candidate)
     assert candidate.calls == ["glance"]
-    assert found.readings[-1].value == pytest.approx(24.0)
+    assert found.readings[-1].value == pytest.approx(25.5)
     assert (found.readings[-1].quantity, found.readings[-1].passed) == ("latency_floor_ms", False)
 
 
 def test_a_candidate_that_only_its_memory_rules_out_is_asked_no_item() -> None:
     plan, base = plan_of()
     for memory, calls, told in (
-        (2.5, GLANCES, "2.375 GB of memory"),
+        (2.5, GLANCES, "2.425 GB of memory"),
         (2.01, [*GLANCES, "serve", "diverge", "remember"], "2.01 GB of memory"),
     ):
         heavy = objectives(base, 0.02).model_copy(update={"memory_gb": memory})

@@ -159,7 +159,7 @@ def test_language_model_planner_without_a_key_is_a_usage_error(name: str) -> Non
     assert "export OPENAI_API_KEY" in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "key"), [("llm", True), ("hybrid", True), ("bandit", False), ("pbt", False)])
+@pytest.mark.parametrize(("name", "key"), [("bandit", True), ("bandit", False), ("pbt", False)])
 def test_planner_not_built_yet_names_one_that_is(name: str, key: bool) -> None:
     with pytest.raises(UnavailableError, match=r"not built yet in this version; use --planner tpe"):
         select_planner(name, has_api_key=key)

@@ -1,0 +1,133 @@
+"""Size, memory, latency and CO2 of a strategy as multiples of the baseline's: arithmetic first, the rest learned.
+
+The logarithm of each cost is what arithmetic on the model's shapes says (``arithmetic``) plus a linear model over the
+stages' columns, with the last stage apart: it decides the format and the engine that serves. Beliefs are Gaussian and
+the posterior is exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from agentic_compression.planning.greybox.features import Columns, Design, bits_of
+from agentic_compression.planning.greybox.priors import cost_deviations
+from agentic_compression.records import ModelSpec, Strategy
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+__all__ = ["COSTS", "CostModel", "Shares", "shares_of", "size_ratio"]
+
+COSTS = ("latency_ms", "memory_gb", "model_size_gb", "co2_grams")
+
+
+@dataclass(frozen=True)
+class _Belief:
+    of_size: float  # how much of the logarithm of the size is believed to show in this cost
+    intercept: float
+    slope: float
+    noise: float
+
+
+_BELIEFS = {
+    "latency_ms": _Belief(0.3, 0.6, 0.08, 0.15),
+    "memory_gb": _Belief(0.7, 0.5, 0.05, 0.06),
+    "model_size_gb": _Belief(1.0, 0.08, 0.02, 0.01),
+    "co2_grams": _Belief(0.3, 0.6, 0.08, 0.15),
+}
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Parts of a model's bytes: MLP and attention matrices; the rest is embeddings and norms."""
+
+    mlp: float
+    attention: float
+    stored_bits: float
+
+
+def shares_of(spec: ModelSpec | None) -> Shares:
+    """From the model's shapes; those of a usual 1 billion parameter Llama where they are not known."""
+    if spec is None or not (spec.layers and spec.hidden_size and spec.heads):
+        return Shares(mlp=0.6, attention=0.25, stored_bits=16.0)
+    hidden, head = spec.hidden_size, spec.head_dim or spec.hidden_size // spec.heads
+    attention = 2 * hidden * head * (spec.heads + (spec.kv_heads or spec.heads))
+    matrices = 2 if spec.gated is False else 3
+    mlp = matrices * hidden * (spec.intermediate_size or 4 * hidden) * max(1, spec.experts or 1)
+    whole = max(spec.parameters, spec.layers * (attention + mlp))
+    return Shares(spec.layers * mlp / whole, spec.layers * attention / whole, 8 * spec.bytes_per_parameter)
+
+
+def size_ratio(strategy: Strategy, shares: Shares) -> float:
+    """Bytes to be shipped over the baseline's, by arithmetic.
+
+    Parts removed are gone; weights in fewer bits take these bits and their groups' scales; zeros are stored as a mask
+    unless a later stage packs the weights into another format; GGUF packs the embeddings too.
+    """
+    mlp, attention, rest = shares.mlp, shares.attention, max(0.0, 1 - shares.mlp - shares.attention)
+    bits, sparse = shares.stored_bits, 0.0
+    for stage in strategy.stages:
+        values = stage.parameters
+        share, ratio = _number(values.get("share")), _number(values.get("rank_ratio"))
+        if stage.method == "drop_channels":
+            mlp *= 1 - share
+        elif stage.method == "drop_heads":
+            attention *= 1 - share
+        elif stage.method == "drop_layers":
+            mlp, attention = mlp * (1 - share), attention * (1 - share)
+        elif ratio:
+            mlp, attention = mlp * ratio, attention * ratio
+        elif "sparsity" in values:
+            sparse = (
+                0.5
+                if values.get("pattern", "unstructured") not in {"unstructured", ""}
+                else _number(values["sparsity"])
+            )
+        if (found := bits_of(stage)) is not None:
+            group = _number(values.get("group_size"))
+            bits, sparse = found + ((16 + found) / group if group else 0.0), 0.0
+            if stage.method == "gguf":
+                rest *= min(1.0, max(bits, 6.5) / shares.stored_bits)
+    stored = bits / shares.stored_bits
+    if sparse:
+        stored = min(1.0, 1 - sparse + 1 / shares.stored_bits)
+    return (mlp + attention) * stored + rest
+
+
+class CostModel:
+    """One cost's posterior, given strategies that were measured."""
+
+    def __init__(self, name: str, columns: Columns) -> None:
+        self._belief = _BELIEFS[name]
+        each = cost_deviations(columns, self._belief.intercept, self._belief.slope)
+        self._prior = np.concatenate([each / 2, each]) ** 2
+        self._mode = np.zeros(len(self._prior))
+        self._covariance = np.diag(self._prior)
+
+    def fit(self, design: Design, ratios: Array) -> None:
+        """Learn from measured ratios to the baseline, ``(n,)``."""
+        if not len(ratios):
+            return
+        columns = design.last_and_earlier
+        left = np.log(ratios) - self._belief.of_size * design.log_size
+        gram = columns * self._prior
+        kernel = gram @ columns.T + self._belief.noise**2 * np.eye(len(left))
+        solved = np.linalg.solve(kernel, np.column_stack([left, gram]))
+        self._mode = gram.T @ solved[:, 0]
+        self._covariance = np.diag(self._prior) - gram.T @ solved[:, 1:]
+
+    def predict(self, design: Design) -> tuple[Array, Array]:
+        """Mean and standard deviation of the logarithm of the ratio, each ``(n,)``."""
+        columns = design.last_and_earlier
+        variance = np.einsum("ij,ij->i", columns @ self._covariance, columns)
+        mean = self._belief.of_size * design.log_size + columns @ self._mode
+        return mean, np.sqrt(np.maximum(variance, 0.0) + self._belief.noise**2)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0

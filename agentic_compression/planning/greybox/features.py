@@ -1,0 +1,175 @@
+"""Strategies as numbers: one row a stage, one column for each method and each of its parameters.
+
+A column is a belief one can have of a method: how much it changes at its reference setting (its own column is 1), and
+how that changes with a parameter (in units in which a step means something: bits, doublings of a group, tenths of a
+share). What parameters mean is known by name for the usual ones; any other number is scaled to its range and any other
+choice has a column a value, so that methods from elsewhere are learned like our own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from agentic_compression.records import Parameter, ParameterValue, SearchSpace, Stage, Strategy
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+__all__ = ["BITS_OF_TYPE", "Columns", "Design", "bits_of"]
+
+BITS_OF_TYPE: dict[str, float] = {
+    "F16": 16.0,
+    "BF16": 16.0,
+    "Q8_0": 8.5,
+    "Q6_K": 6.56,
+    "Q5_K_M": 5.67,
+    "Q5_K_S": 5.53,
+    "Q4_K_M": 4.83,
+    "Q4_K_S": 4.57,
+    "Q4_0": 4.55,
+    "Q3_K_M": 3.89,
+    "Q3_K_S": 3.48,
+    "Q2_K": 2.96,
+}
+"""Bits a weight of GGUF types, scales included (llama.cpp's ``llama-quantize`` on an 8 billion parameter Llama)."""
+
+_REFERENCE_BITS = 4.0
+_FIXED_BITS = {"int8": 8.0, "nf4": 4.5}
+
+
+def bits_of(stage: Stage) -> float | None:
+    """Bits a weight takes after this stage, scales not counted; None when it does not change the number format."""
+    if stage.method in _FIXED_BITS:
+        return _FIXED_BITS[stage.method]
+    for name in ("bits", "target_bits"):
+        value = stage.parameters.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    kind = stage.parameters.get("type")
+    return BITS_OF_TYPE.get(kind) if isinstance(kind, str) else None
+
+
+@dataclass(frozen=True)
+class Design:
+    """Strategies as numbers.
+
+    Attributes:
+        rows: their stages, ``(n, stages, columns)``, padded with zeros.
+        perturbs: stages that change the model, ``(n, stages)``.
+        heals: stages that train it back, ``(n, stages)``; padding is neither.
+        log_size: logarithm of the size in proportion to the baseline's that arithmetic gives, ``(n,)``.
+    """
+
+    rows: Array
+    perturbs: NDArray[np.bool_]
+    heals: NDArray[np.bool_]
+    log_size: Array
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, places: Sequence[int]) -> Design:
+        """Some of them."""
+        picked = list(places)
+        return Design(self.rows[picked], self.perturbs[picked], self.heals[picked], self.log_size[picked])
+
+    @property
+    def last_and_earlier(self) -> Array:
+        """The earlier stages' columns added up, then the last stage's, ``(n, 2 * columns)``."""
+        import numpy as np
+
+        last = np.maximum((self.perturbs | self.heals).sum(axis=1) - 1, 0)
+        picked = self.rows[np.arange(len(self.rows)), last]
+        return np.concatenate([self.rows.sum(axis=1) - picked, picked], axis=1)
+
+
+@dataclass
+class Columns:
+    """The columns that the methods of a space have, in a fixed order.
+
+    Attributes:
+        space: the methods.
+        names: ``method`` or ``method.parameter`` or ``method.parameter=value``.
+    """
+
+    space: SearchSpace
+    names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Lay the columns out."""
+        for method in self.space.methods:
+            self.names.append(method.name)
+            for parameter in method.parameters:
+                if _is_number(parameter):
+                    self.names.append(f"{method.name}.{parameter.name}")
+                else:
+                    self.names += [f"{method.name}.{parameter.name}={value}" for value in parameter.choices[1:]]
+        self._place = {name: index for index, name in enumerate(self.names)}
+        self._methods = {method.name: method for method in self.space.methods}
+
+    def design(self, strategies: Sequence[Strategy], log_sizes: Sequence[float]) -> Design:
+        """Strategies in canonical form, with the logarithms of the sizes that arithmetic gives them."""
+        import numpy as np
+
+        longest = max((len(strategy.stages) for strategy in strategies), default=0) or 1
+        values = np.zeros((len(strategies), longest, len(self.names)))
+        perturbs, heals = (np.zeros((len(strategies), longest), dtype=bool) for _ in range(2))
+        for row, strategy in enumerate(strategies):
+            for number, stage in enumerate(strategy.stages):
+                method = self._methods.get(stage.method)
+                healing = method is not None and method.category == "healing"
+                (heals if healing else perturbs)[row, number] = True
+                for name, value in self._stage(stage):
+                    values[row, number, self._place[name]] = value
+        return Design(values, perturbs, heals, np.array(log_sizes, dtype=np.float64))
+
+    def _stage(self, stage: Stage) -> list[tuple[str, float]]:
+        method = self._methods.get(stage.method)
+        if method is None:
+            return []
+        found = [(method.name, 1.0)]
+        for parameter in method.parameters:
+            value = stage.parameters.get(parameter.name, parameter.default)
+            name = f"{method.name}.{parameter.name}"
+            if _is_number(parameter):
+                found.append((name, _scaled(parameter, value)))
+            elif f"{name}={value}" in self._place:
+                found.append((f"{name}={value}", 1.0))
+        return found
+
+
+def _is_number(parameter: Parameter) -> bool:
+    if parameter.kind != "choice" or parameter.name == "type":
+        return parameter.name != "type" or all(value in BITS_OF_TYPE for value in parameter.choices)
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in parameter.choices)
+
+
+_UNITS: dict[str, Callable[[float], float]] = {
+    "bits": lambda number: number - _REFERENCE_BITS,
+    "target_bits": lambda number: number - _REFERENCE_BITS,
+    "group_size": lambda number: math.log2(max(number, 1.0) / 64),
+    "sparsity": lambda number: (number - 0.3) / 0.1,
+    "share": lambda number: (number - 0.3) / 0.1,
+    "rank_ratio": lambda number: (number - 0.8) / 0.1,
+    "steps": lambda number: math.log10(max(number, 1.0)) - 2,
+    "rank": lambda number: math.log10(max(number, 1.0)) - 2,
+}
+"""Numbers by the name of their parameter in units in which a step means about as much anywhere in the range."""
+
+
+def _scaled(parameter: Parameter, value: ParameterValue) -> float:
+    if isinstance(value, str):
+        return BITS_OF_TYPE.get(value, _REFERENCE_BITS) - _REFERENCE_BITS
+    number = float(value)
+    if parameter.name in _UNITS:
+        return _UNITS[parameter.name](number)
+    values = [float(v) for v in parameter.choices if isinstance(v, int | float)]
+    low = parameter.low if parameter.low is not None else min(values, default=0.0)
+    high = parameter.high if parameter.high is not None else max(values, default=1.0)
+    return (number - low) / (high - low) - 0.5 if high > low else 0.0

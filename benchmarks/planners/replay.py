@@ -1,0 +1,182 @@
+"""A planner led through a recorded table as through a study: what it proposes is looked up instead of carried out."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import moocore
+import numpy as np
+from numpy.typing import NDArray
+
+from agentic_compression.evaluation.intervals import proportion
+from agentic_compression.evaluation.split import side_of
+from agentic_compression.pareto import loss_rows, normalised_losses, reference_point
+from agentic_compression.planning.grid import StrategyGrid, canonical
+from agentic_compression.planning.interface import Planner
+from agentic_compression.planning.seeds import seed_strategies
+from agentic_compression.records import (
+    BASELINE,
+    EpisodeRecord,
+    ModelSpec,
+    Objectives,
+    RungReading,
+    SearchSpace,
+    Situation,
+    Strategy,
+)
+from benchmarks.planners.spaces import replay_space
+from benchmarks.planners.table import Row, Table, unpack_answers
+
+__all__ = ["Course", "Replay", "play"]
+
+SHARE = 0.5
+
+
+@dataclass
+class Replay:
+    """A table seen through one seed: which half of the items planners see, and the strategies all are given.
+
+    Args:
+        table: every strategy of the space, measured.
+        seed: draws the half of the items and, with ``given_at_random``, the given strategies.
+        given: how many strategies every planner is given before it may choose.
+        given_at_random: drawn from the space instead of being the study's own seed strategies.
+    """
+
+    table: Table
+    seed: int
+    given: int = 4
+    given_at_random: bool = False
+    space: SearchSpace = field(default_factory=replay_space)
+
+    @cached_property
+    def rows(self) -> dict[str, Row]:
+        """By the strategy's key."""
+        return {canonical(self.space, Strategy.parse(row.strategy)).key: row for row in self.table.rows}
+
+    @cached_property
+    def baseline(self) -> Objectives:
+        """The uncompressed model on the visible items."""
+        return self.record(BASELINE, 0).objectives  # type: ignore[return-value]
+
+    @cached_property
+    def reference(self) -> Objectives:
+        """Frozen: of this table and half."""
+        return reference_point(self.baseline)
+
+    @cached_property
+    def best(self) -> float:
+        """Hypervolume of everything in the table."""
+        known = [self.record(Strategy.parse(row.strategy), 1).objectives for row in self.table.rows if not row.error]
+        return self.volume([objectives for objectives in known if objectives])
+
+    def volume(self, objectives: Sequence[Objectives]) -> float:
+        """Share of the reference box that these dominate."""
+        points: NDArray[np.float64] = normalised_losses(loss_rows(objectives), self.reference)
+        inside = points[(points < 1.0).all(axis=1)]
+        return float(moocore.hypervolume(inside, ref=np.ones(inside.shape[1]))) if len(inside) else 0.0
+
+    def given_strategies(self) -> list[Strategy]:
+        """The same for every planner."""
+        if not self.given_at_random:
+            return [strategy for strategy, _ in seed_strategies(self.space, limit=self.given)]
+        grid = StrategyGrid(self.space)
+        return [grid.at(index) for index in random.Random(self.seed).sample(range(grid.count), self.given)]
+
+    def record(self, strategy: Strategy, episode: int) -> EpisodeRecord:
+        """What a study would have recorded of this strategy.
+
+        Raises:
+            KeyError: for a strategy that the table does not hold.
+        """
+        row = self.rows[canonical(self.space, strategy).key]
+        if row.error:
+            return EpisodeRecord(study="replay", episode=episode, strategy=strategy, status="failed", error=row.error)
+        accuracy, low, high = self._accuracy(row)
+        intervals = {name: (low_, high_) for name, (_, low_, high_) in row.values.items()} | {"accuracy": (low, high)}
+        objectives = row.objectives.model_copy(update={"accuracy": accuracy})
+        screening = []
+        if row.kl is not None:
+            kl = row.kl
+            screening = [
+                RungReading(rung=1, quantity="kl", value=kl.value, low=kl.low, high=kl.high, n=kl.n, passed=True)
+            ]
+        return EpisodeRecord(
+            study="replay",
+            episode=episode,
+            strategy=strategy,
+            status="succeeded",
+            objectives=objectives,
+            intervals=intervals,
+            screening=tuple(screening),
+        )
+
+    def _accuracy(self, row: Row) -> tuple[float, float, float]:
+        """Of the visible half, tasks weighing the same; the interval as of one proportion."""
+        answers = unpack_answers(row.answers)
+        seen = {task: [answers[task][place] for place in places] for task, places in self._visible.items()}
+        value = statistics.fmean(statistics.fmean(outcomes) for outcomes in seen.values())
+        pooled = proportion([outcome for outcomes in seen.values() for outcome in outcomes])
+        return value, min(pooled.low, value), max(pooled.high, value)
+
+    @cached_property
+    def _visible(self) -> dict[str, list[int]]:
+        return {
+            task: [
+                place for place, name in enumerate(names) if side_of(f"{task}\0{name}", self.seed, SHARE) == "search"
+            ]
+            for task, names in self.table.header.items.items()
+        }
+
+
+@dataclass
+class Course:
+    """One planner's way through one replay.
+
+    Attributes:
+        volumes: hypervolume after each episode as a share of the table's best, the baseline's first.
+        strategies: what was tried, in order.
+    """
+
+    volumes: list[float]
+    strategies: list[str]
+
+    def area(self, start: int = 0) -> float:
+        """Mean share of the best hypervolume over the episodes from ``start`` on."""
+        return statistics.fmean(self.volumes[start + 1 :])
+
+    def episodes_to(self, share: float) -> int | None:
+        """Episodes until that share of the best hypervolume was reached; None when it was not."""
+        return next((number for number, volume in enumerate(self.volumes) if volume >= share), None)
+
+
+def play(replay: Replay, planner: Planner, episodes: int, spec: ModelSpec | None = None) -> Course:
+    """Let a planner run a study on a table."""
+    history = [replay.record(BASELINE, 0)]
+    volumes = [replay.volume([replay.baseline]) / replay.best]
+    known = [replay.baseline]
+    given = replay.given_strategies()
+    situation = Situation(spec=spec)
+    while len(history) <= episodes:
+        if len(history) <= len(given):
+            strategy: Strategy | None = given[len(history) - 1]
+        else:
+            strategy = planner.propose(replay.space, history, replay.seed, situation).strategy
+        if strategy is None:
+            break
+        record = replay.record(strategy, len(history))
+        history.append(record)
+        if record.objectives is not None:
+            known.append(record.objectives)
+        volumes.append(replay.volume(known) / replay.best)
+    return Course(volumes, [record.strategy.label for record in history])
+
+
+def tables(paths: Sequence[Path], read: Callable[[Path], Table] = Table.read) -> dict[str, Table]:
+    """Tables by name."""
+    return {path.stem: read(path) for path in paths}
