@@ -2,8 +2,8 @@
 
     python -m benchmarks.planners.stories ../shared/corpora/tinystories_sample.jsonl /tmp/stories
 
-writes below the folder: ``hellaswag/hellaswag_val.jsonl`` in HellaSwag's own form (a beginning and four sentences, one of
-which is the next; the others are from other stories), so that the harness' own definition asks it; and texts to
+writes below the folder: ``hellaswag/hellaswag_val.jsonl`` in HellaSwag's own form (a beginning and four sentences, one
+of which is the next; the others are from other stories), so that the harness' own definition asks it; and texts to
 calibrate on and to measure perplexity and divergence on, from stories that no item is made of.
 """
 

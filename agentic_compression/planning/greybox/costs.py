@@ -35,6 +35,7 @@ class _Belief:
 
 
 _BELIEFS = {
+    "seconds": _Belief(0.0, 1.0, 0.3, 0.4),
     "latency_ms": _Belief(0.3, 0.6, 0.08, 0.15),
     "memory_gb": _Belief(0.7, 0.5, 0.05, 0.06),
     "model_size_gb": _Belief(1.0, 0.08, 0.02, 0.01),
@@ -89,8 +90,8 @@ def size_ratio(strategy: Strategy, shares: Shares) -> float:
                 else _number(values["sparsity"])
             )
         if (found := bits_of(stage)) is not None:
-            group = _number(values.get("group_size"))
-            bits, sparse = found + ((16 + found) / group if group else 0.0), 0.0
+            group = _number(values.get("group_size"))  # 0 or less: one scale a row, which hardly counts
+            bits, sparse = found + ((16 + found) / group if group > 0 else 0.0), 0.0
             if stage.method == "gguf":
                 rest *= min(1.0, max(bits, 6.5) / shares.stored_bits)
     stored = bits / shares.stored_bits
@@ -102,8 +103,17 @@ def size_ratio(strategy: Strategy, shares: Shares) -> float:
 class CostModel:
     """One cost's posterior, given strategies that were measured."""
 
-    def __init__(self, name: str, columns: Columns) -> None:
+    def __init__(self, name: str, columns: Columns, expected: Array | None = None) -> None:
+        """Beliefs before anything was measured.
+
+        Args:
+            name: of a cost, or ``seconds``.
+            columns: of the space.
+            expected: what each column is believed to add to the logarithm, ``(columns,)``; nothing when None.
+        """
         self._belief = _BELIEFS[name]
+        nothing = np.zeros(len(columns.names)) if expected is None else expected
+        self._expected = np.concatenate([nothing, nothing])
         each = cost_deviations(columns, self._belief.intercept, self._belief.slope)
         self._prior = np.concatenate([each / 2, each]) ** 2
         self._mode = np.zeros(len(self._prior))
@@ -114,7 +124,7 @@ class CostModel:
         if not len(ratios):
             return
         columns = design.last_and_earlier
-        left = np.log(ratios) - self._belief.of_size * design.log_size
+        left = np.log(ratios) - self._belief.of_size * design.log_size - columns @ self._expected
         gram = columns * self._prior
         kernel = gram @ columns.T + self._belief.noise**2 * np.eye(len(left))
         solved = np.linalg.solve(kernel, np.column_stack([left, gram]))
@@ -125,7 +135,7 @@ class CostModel:
         """Mean and standard deviation of the logarithm of the ratio, each ``(n,)``."""
         columns = design.last_and_earlier
         variance = np.einsum("ij,ij->i", columns @ self._covariance, columns)
-        mean = self._belief.of_size * design.log_size + columns @ self._mode
+        mean = self._belief.of_size * design.log_size + columns @ (self._mode + self._expected)
         return mean, np.sqrt(np.maximum(variance, 0.0) + self._belief.noise**2)
 
 

@@ -40,6 +40,7 @@ BITS_OF_TYPE: dict[str, float] = {
 """Bits a weight of GGUF types, scales included (llama.cpp's ``llama-quantize`` on an 8 billion parameter Llama)."""
 
 _REFERENCE_BITS = 4.0
+_ROW = 1024.0  # weights of a row, where a group is a row
 _FIXED_BITS = {"int8": 8.0, "nf4": 4.5}
 
 
@@ -78,6 +79,30 @@ class Design:
         """Some of them."""
         picked = list(places)
         return Design(self.rows[picked], self.perturbs[picked], self.heals[picked], self.log_size[picked])
+
+    def joined(self, other: Design) -> Design:
+        """Both, one after the other."""
+        import numpy as np
+
+        stages = max(self.rows.shape[1], other.rows.shape[1])
+        both = (self._padded(stages), other._padded(stages))
+        return Design(
+            np.concatenate([one.rows for one in both]),
+            np.concatenate([one.perturbs for one in both]),
+            np.concatenate([one.heals for one in both]),
+            np.concatenate([one.log_size for one in both]),
+        )
+
+    def _padded(self, stages: int) -> Design:
+        import numpy as np
+
+        more = stages - self.rows.shape[1]
+        if not more:
+            return self
+        flags = ((0, 0), (0, more))
+        return Design(
+            np.pad(self.rows, (*flags, (0, 0))), np.pad(self.perturbs, flags), np.pad(self.heals, flags), self.log_size
+        )
 
     @property
     def last_and_earlier(self) -> Array:
@@ -153,7 +178,7 @@ def _is_number(parameter: Parameter) -> bool:
 _UNITS: dict[str, Callable[[float], float]] = {
     "bits": lambda number: number - _REFERENCE_BITS,
     "target_bits": lambda number: number - _REFERENCE_BITS,
-    "group_size": lambda number: math.log2(max(number, 1.0) / 64),
+    "group_size": lambda number: math.log2((number if number > 0 else _ROW) / 64),
     "sparsity": lambda number: (number - 0.3) / 0.1,
     "share": lambda number: (number - 0.3) / 0.1,
     "rank_ratio": lambda number: (number - 0.8) / 0.1,

@@ -7,21 +7,20 @@ differ in what they try.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from agentic_compression.pareto import loss_rows, normalised_losses, reference_point
-from agentic_compression.planning.greybox.costs import COSTS, CostModel, Shares, shares_of, size_ratio
+from agentic_compression.planning.greybox.costs import COSTS, CostModel, shares_of
 from agentic_compression.planning.greybox.damage import LEAST_KL, AccuracyCurve, DamageModel
-from agentic_compression.planning.greybox.features import Columns, Design
+from agentic_compression.planning.greybox.features import Design
 from agentic_compression.planning.greybox.gain import expected_gain
-from agentic_compression.planning.greybox.priors import damage_beliefs
+from agentic_compression.planning.greybox.pool import Encoder, pool_of
+from agentic_compression.planning.greybox.priors import damage_beliefs, time_expectations
 from agentic_compression.planning.grid import StrategyGrid, canonical, tried_keys
 from agentic_compression.records import (
     Candidate,
@@ -42,7 +41,9 @@ if TYPE_CHECKING:
 __all__ = ["GreyboxPlanner", "greybox_planner"]
 
 _QUANTILES = 9
-_POOL = 3000
+_ALIKE = 2
+_IMPATIENCE = 0.3
+"""Without a limit on time, what takes ten times as long must promise twice the gain."""
 _LEAST_ACCURACY_NOISE = 0.004
 _KL_NOISE = 0.25
 
@@ -87,16 +88,20 @@ class GreyboxPlanner:
         """
         situation = situation or Situation()
         tried = tried_keys(space, history)
-        encoder = _Encoder(space, shares_of(situation.spec))
-        pool, design = _pool(encoder, history, tried, seed)
+        encoder = Encoder(space, shares_of(situation.spec))
+        pool, design = pool_of(encoder, history, tried, seed)
         if not pool:
             return ()
         beliefs = _Posterior(encoder, history, situation)
         forecast = beliefs.forecast(design)
         gains = beliefs.gains(forecast, pool)
-        order = sorted(range(len(pool)), key=lambda i: (-gains[i], -forecast.accuracy[i], pool[i].key))
+        seconds = beliefs.seconds(design)
+        limited = situation.seconds_left is not None or situation.co2_left_grams is not None
+        worth = gains / (seconds / seconds.min()) ** (1.0 if limited else _IMPATIENCE)
+        order = sorted(range(len(pool)), key=lambda i: (-worth[i], -forecast.accuracy[i], pool[i].key))
         return tuple(
-            Candidate(strategy=pool[i], expected=forecast.expected(i), gain=float(gains[i])) for i in order[:limit]
+            Candidate(strategy=pool[i], expected=forecast.expected(i), gain=float(gains[i]), seconds=float(seconds[i]))
+            for i in _varied(order, pool, limit)
         )
 
 
@@ -126,22 +131,10 @@ class _Forecast:
         return found
 
 
-class _Encoder:
-    """Strategies of one space and model as a design."""
-
-    def __init__(self, space: SearchSpace, shares: Shares) -> None:
-        self.space, self.shares, self.columns = space, shares, Columns(space)
-
-    def design(self, strategies: Sequence[Strategy]) -> Design:
-        """Of strategies in canonical form."""
-        sizes = [math.log(max(1e-3, size_ratio(strategy, self.shares))) for strategy in strategies]
-        return self.columns.design(strategies, sizes)
-
-
 class _Posterior:
     """Everything learned from one history."""
 
-    def __init__(self, encoder: _Encoder, history: Sequence[EpisodeRecord], situation: Situation) -> None:
+    def __init__(self, encoder: Encoder, history: Sequence[EpisodeRecord], situation: Situation) -> None:
         self._encoder, self._situation = encoder, situation
         self._baseline = next(
             (record.objectives for record in history if record.strategy.is_baseline and record.objectives), None
@@ -184,6 +177,18 @@ class _Posterior:
         losses = forecast.losses / (1 - reference.accuracy)
         chance = self._feasible(pool) * self._allowed(forecast, baseline)
         return expected_gain(members, costs, losses, forecast.scatter, chance)
+
+    def seconds(self, design: Design) -> Array:
+        """Expected seconds of an episode, ``(n,)``; before any was timed in units of an untrained one."""
+        model = CostModel("seconds", self._encoder.columns, time_expectations(self._encoder.columns))
+        timed = [record for record in self._measured if _seconds(record) > 0]
+        usual = 1.0
+        if timed:
+            spent = np.array([_seconds(record) for record in timed])
+            known = self._design(timed)
+            usual = float(np.exp(np.median(np.log(spent) - model.predict(known)[0])))
+            model.fit(known, spent / usual)
+        return np.asarray(usual * np.exp(model.predict(design)[0]))
 
     def _design(self, records: Sequence[EpisodeRecord]) -> Design:
         return self._encoder.design([canonical(self._encoder.space, record.strategy) for record in records])
@@ -247,26 +252,18 @@ class _Posterior:
 _UNIT = Objectives(accuracy=1.0, latency_ms=1.0, memory_gb=1.0, model_size_gb=1.0, co2_grams=1.0)
 
 
-def _pool(
-    encoder: _Encoder, history: Sequence[EpisodeRecord], tried: frozenset[str], seed: int
-) -> tuple[list[Strategy], Design]:
-    """Every untried strategy; of a space too large for that, a draw of it."""
-    grid = StrategyGrid(encoder.space)
-    if grid.count <= _POOL:
-        whole, design = _whole_space(encoder.space.model_dump_json(), encoder.shares)
-        left = [place for place, strategy in enumerate(whole) if strategy.key not in tried]
-        return [whole[place] for place in left], design.take(left)
-    draw = random.Random(repr((seed, len(history))))  # noqa: S311 - a search, not a secret
-    found = {strategy.key: strategy for strategy in (grid.at(draw.randrange(grid.count)) for _ in range(_POOL))}
-    pool = [strategy for key, strategy in found.items() if key not in tried]
-    return pool, encoder.design(pool)
-
-
-@lru_cache(maxsize=4)
-def _whole_space(space: str, shares: Shares) -> tuple[tuple[Strategy, ...], Design]:
-    encoder = _Encoder(SearchSpace.model_validate_json(space), shares)
-    strategies = tuple(StrategyGrid(encoder.space))
-    return strategies, encoder.design(strategies)
+def _varied(order: Sequence[int], pool: Sequence[Strategy], limit: int) -> list[int]:
+    """The first in order, no more than two of the same methods as long as there are others."""
+    chosen: list[int] = []
+    alike: dict[tuple[str, ...], int] = {}
+    for place in order:
+        methods = tuple(stage.method for stage in pool[place].stages)
+        alike[methods] = alike.get(methods, 0) + 1
+        if alike[methods] <= _ALIKE:
+            chosen.append(place)
+        if len(chosen) == limit:
+            return chosen
+    return [*chosen, *(place for place in order if place not in set(chosen))][:limit]
 
 
 def _log_kl(records: Sequence[EpisodeRecord]) -> Array:
@@ -277,6 +274,10 @@ def _kl(record: EpisodeRecord) -> float | None:
     if record.evaluation is not None and record.evaluation.divergence is not None:
         return record.evaluation.divergence.kl.value
     return next((reading.value for reading in record.screening if reading.quantity == "kl"), None)
+
+
+def _seconds(record: EpisodeRecord) -> float:
+    return record.timings.get("total", 0.0)
 
 
 def _accuracy_noise(record: EpisodeRecord) -> float:

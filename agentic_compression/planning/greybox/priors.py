@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-__all__ = ["cost_deviations", "damage_beliefs"]
+__all__ = ["cost_deviations", "damage_beliefs", "time_expectations"]
 
 _AT_REFERENCE: dict[Category, tuple[float, float]] = {
     "quantization": (math.log(8e-3), 1.5),
@@ -60,6 +60,17 @@ def _belief(method: MethodDescription, parameter: str) -> tuple[float, float]:
     if method.category == "healing":
         return (-0.1, 0.2)
     return _SLOPES.get(parameter, (0.0, 0.3))
+
+
+def time_expectations(columns: Columns) -> Array:
+    """What each column is believed to add to the logarithm of an episode's seconds: training, and its steps."""
+    methods = {method.name: method for method in columns.space.methods}
+    found = np.zeros(len(columns.names))
+    for index, name in enumerate(columns.names):
+        method, _, parameter = name.partition(".")
+        if methods[method].trains and parameter in {"", "steps"}:
+            found[index] = math.log(10)  # a hundred steps take ten times an untrained episode, a decade ten times more
+    return found
 
 
 def cost_deviations(columns: Columns, intercept: float, slope: float) -> Array:

@@ -1,0 +1,153 @@
+"""Which strategies the planner looks at: all of a small space; of a large one a coarse grid and what is near the best.
+
+A real space has tens of millions of strategies, most of which differ in what hardly matters (damping, sampling). The
+coarse grid varies the parameters that decide (bits, groups, sparsity, rank, steps) at a few values each and leaves the
+others at their defaults; the neighbours of what stands on the frontier then move one parameter at a time, any of them.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+from agentic_compression.pareto import loss_rows
+from agentic_compression.planning.greybox.costs import Shares, size_ratio
+from agentic_compression.planning.greybox.features import Columns, Design
+from agentic_compression.planning.grid import StrategyGrid, canonical, parameter_values
+from agentic_compression.records import (
+    EpisodeRecord,
+    MethodDescription,
+    Parameter,
+    ParameterValue,
+    SearchSpace,
+    Stage,
+    Strategy,
+)
+
+__all__ = ["Encoder", "coarse", "neighbours", "pool_of"]
+
+LARGEST = 3000
+"""Strategies of a space, or of its coarse grid, that are looked at."""
+
+_NEIGHBOURS = 400
+_VALUES = 4
+_DECIDING = frozenset(
+    {"bits", "target_bits", "type", "group_size", "sparsity", "pattern", "share", "rank_ratio", "rank", "steps"}
+)
+
+
+class Encoder:
+    """Strategies of one space and model as a design."""
+
+    def __init__(self, space: SearchSpace, shares: Shares) -> None:
+        self.space, self.shares, self.columns = space, shares, Columns(space)
+
+    def design(self, strategies: Sequence[Strategy]) -> Design:
+        """Of strategies in canonical form."""
+        sizes = [math.log(max(1e-3, size_ratio(strategy, self.shares))) for strategy in strategies]
+        return self.columns.design(strategies, sizes)
+
+
+def pool_of(
+    encoder: Encoder, history: Sequence[EpisodeRecord], tried: frozenset[str], seed: int
+) -> tuple[list[Strategy], Design]:
+    """Untried strategies worth looking at, in canonical form, and their design.
+
+    Args:
+        encoder: of the space.
+        history: whose non-dominated strategies have their neighbours looked at.
+        tried: keys that are left out.
+        seed: draws from a coarse grid that is too large itself.
+    """
+    listed, design = _listed(encoder.space.model_dump_json(), encoder.shares, seed)
+    left = [place for place, strategy in enumerate(listed) if strategy.key not in tried]
+    strategies, picked = [listed[place] for place in left], design.take(left)
+    if StrategyGrid(encoder.space).count <= LARGEST:
+        return strategies, picked
+    known = {strategy.key for strategy in strategies} | tried
+    near = {strategy.key: strategy for strategy in _near_the_best(encoder.space, history) if strategy.key not in known}
+    if not near:
+        return strategies, picked
+    draw = random.Random(repr((seed, len(history))))  # noqa: S311 - a search, not a secret
+    chosen = list(near.values()) if len(near) <= _NEIGHBOURS else draw.sample(list(near.values()), _NEIGHBOURS)
+    return [*strategies, *chosen], picked.joined(encoder.design(chosen))
+
+
+def coarse(space: SearchSpace) -> SearchSpace:
+    """The space with few values of what decides and only the default of everything else."""
+    return space.model_copy(update={"methods": tuple(_coarse_method(method) for method in space.methods)})
+
+
+def neighbours(space: SearchSpace, strategy: Strategy) -> Iterator[Strategy]:
+    """Legal strategies that differ in one parameter by one step, or lack one stage."""
+    for number, stage in enumerate(strategy.stages):
+        method = space.method(stage.method)
+        for parameter in method.parameters if method else ():
+            for value in _next_to(parameter, stage.parameters.get(parameter.name, parameter.default)):
+                changed = Stage(method=stage.method, parameters={**stage.parameters, parameter.name: value})
+                yield from _legal(space, (*strategy.stages[:number], changed, *strategy.stages[number + 1 :]))
+        yield from _legal(space, (*strategy.stages[:number], *strategy.stages[number + 1 :]))
+
+
+def _near_the_best(space: SearchSpace, history: Sequence[EpisodeRecord]) -> Iterator[Strategy]:
+    import moocore
+
+    measured = [record for record in history if record.objectives is not None and not record.strategy.is_baseline]
+    if not measured:
+        return
+    best = moocore.is_nondominated(loss_rows([record.objectives for record in measured if record.objectives]))
+    for record, stands in zip(measured, best, strict=True):
+        if stands:
+            yield from neighbours(space, canonical(space, record.strategy))
+
+
+def _legal(space: SearchSpace, stages: tuple[Stage, ...]) -> Iterator[Strategy]:
+    found = canonical(space, Strategy(stages=stages))
+    if not found.is_baseline and space.problem_with(found) is None:
+        yield found
+
+
+def _next_to(parameter: Parameter, value: ParameterValue) -> tuple[ParameterValue, ...]:
+    values = parameter_values(parameter)
+    if value not in values:
+        return ()
+    place = values.index(value)
+    if parameter.kind == "choice" and any(isinstance(v, str | bool) for v in values):
+        return tuple(other for other in values if other != value)
+    step = 1 if len(values) <= 20 else max(1, len(values) // 20)
+    return tuple(values[near] for near in (place - step, place + step) if 0 <= near < len(values))
+
+
+@lru_cache(maxsize=4)
+def _listed(space: str, shares: Shares, seed: int) -> tuple[tuple[Strategy, ...], Design]:
+    encoder = Encoder(SearchSpace.model_validate_json(space), shares)
+    grid = StrategyGrid(encoder.space)
+    if grid.count > LARGEST:
+        grid = StrategyGrid(coarse(encoder.space))
+    places: Sequence[int] = range(grid.count)
+    if grid.count > LARGEST:
+        places = sorted(random.Random(seed).sample(places, LARGEST))  # noqa: S311 - a search, not a secret
+    found = {strategy.key: strategy for strategy in (canonical(encoder.space, grid.at(place)) for place in places)}
+    strategies = tuple(found.values())
+    return strategies, encoder.design(strategies)
+
+
+def _coarse_method(method: MethodDescription) -> MethodDescription:
+    return method.model_copy(update={"parameters": tuple(_coarse_parameter(p) for p in method.parameters)})
+
+
+def _coarse_parameter(parameter: Parameter) -> Parameter:
+    values = parameter_values(parameter)
+    if parameter.name not in _DECIDING:
+        chosen: tuple[ParameterValue, ...] = (parameter.default,)
+    elif len(values) <= _VALUES or isinstance(values[0], str):
+        chosen = values
+    else:
+        spread = {values[round(part * (len(values) - 1) / (_VALUES - 1))] for part in range(_VALUES)}
+        chosen = tuple(value for value in values if value in spread or value == parameter.default)
+    default = parameter.default if parameter.default in chosen else chosen[0]
+    return parameter.model_copy(
+        update={"kind": "choice", "choices": chosen, "low": None, "high": None, "step": None, "default": default}
+    )
