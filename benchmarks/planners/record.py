@@ -99,7 +99,7 @@ class Recorder:
         self._dataset = _dataset(options, settings)
         self._teacher: CheckpointRef = checkpoint_ref(self._model, BASELINE.key, shared=True)
         self._supervisor = Supervisor()
-        self._vocabulary = spec.vocabulary or 0
+        self._spec = spec.model_copy(update={"path": None, "model": Path(options.model).name})
         self._settings = EvaluationSettings(limit=options.limit)
 
     def strategies(self) -> list[Strategy]:
@@ -118,7 +118,8 @@ class Recorder:
             code_version=_commit(),
             environment=evaluation.environment.model_dump(mode="json"),
             settings=self._settings.model_dump(mode="json"),
-            vocabulary=self._vocabulary,
+            vocabulary=self._spec.vocabulary or 0,
+            spec=self._spec,
             items={score.task: list(score.items) for score in evaluation.benchmarks},
         )
 

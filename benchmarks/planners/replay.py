@@ -56,8 +56,8 @@ class Replay:
 
     @cached_property
     def rows(self) -> dict[str, Row]:
-        """By the strategy's key."""
-        return {canonical(self.space, Strategy.parse(row.strategy)).key: row for row in self.table.rows}
+        """By the label of the strategy's canonical form: read back from it, 6 and 6.0 are the same."""
+        return {row.strategy: row for row in self.table.rows}
 
     @cached_property
     def baseline(self) -> Objectives:
@@ -94,7 +94,7 @@ class Replay:
         Raises:
             KeyError: for a strategy that the table does not hold.
         """
-        row = self.rows[canonical(self.space, strategy).key]
+        row = self.rows[canonical(self.space, strategy).label]
         if row.error:
             return EpisodeRecord(study="replay", episode=episode, strategy=strategy, status="failed", error=row.error)
         accuracy, low, high = self._accuracy(row)

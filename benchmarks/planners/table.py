@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from agentic_compression.records import Estimate, Objectives, Record
+from agentic_compression.records import Estimate, ModelSpec, Objectives, Record
 from agentic_compression.storage import write_atomically
 
 __all__ = ["DATA", "Header", "Row", "Table", "pack_answers", "unpack_answers"]
@@ -28,6 +28,7 @@ class Header(Record):
     environment: dict[str, Any]
     settings: dict[str, Any]
     vocabulary: int
+    spec: ModelSpec | None = None
     items: dict[str, list[str]] = Field(description="ids by task, in the order of the rows' answers")
 
 

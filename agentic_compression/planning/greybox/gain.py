@@ -25,34 +25,55 @@ __all__ = ["added_volumes", "expected_gain"]
 _LEVELS = 129
 
 
-def expected_gain(members: Array, costs: Array, quantiles: Array, scatter: float, chance: Array | None = None) -> Array:
+def expected_gain(
+    members: Array, costs: Array, quantiles: Array, scatter: float, weight: Array | None = None, best: int | None = None
+) -> Array:
     """Expected share of the reference box that each candidate adds.
 
     Args:
-        members: normalised losses of the frontier, ``(members, 5)``, the loss of accuracy first, the reference at 1.
+        members: normalised losses of what was measured, ``(members, 5)``, the loss of accuracy first, the reference
+            at 1.
         costs: normalised costs of the candidates, ``(candidates, 4)``.
         quantiles: equally likely losses of accuracy by candidate, ``(candidates, quantiles)``.
         scatter: standard deviation around each quantile.
-        chance: probability that a candidate can be carried out at all.
+        weight: what each gain is multiplied with, such as the probability of being carried out, ``(candidates,)``.
+        best: only so many of the largest are wanted. They are exact; others may be given as 0 where a bound shows that
+            they are smaller.
 
     Returns:
-        ``(candidates,)``, in the unit of ``pareto.hypervolume``.
+        ``(candidates,)``, in the unit of ``pareto.hypervolume``, weighted.
     """
+    if not len(costs):
+        return np.zeros(0)
     inside = members[(members < 1).all(axis=1)]
     if len(inside):
         inside = inside[moocore.is_nondominated(inside, keep_weakly=False)]
     inside = inside[np.argsort(inside[:, 0], kind="stable")]
     edges = np.concatenate([[0.0], inside[:, 0], [1.0]])
-    volumes = added_volumes(inside, costs)
     levels: Array = np.linspace(0.0, 1.0, _LEVELS, dtype=np.float64) ** 2  # finer where losses are small
     probability = below(levels, quantiles, max(scatter, 1e-6))
-    steps = np.diff(levels)
-    integral = np.concatenate(
-        [np.zeros((len(costs), 1)), np.cumsum((probability[:, 1:] + probability[:, :-1]) / 2 * steps, axis=1)], axis=1
-    )
-    at = np.stack([np.interp(edges, levels, row) for row in integral]) if len(costs) else np.zeros((0, len(edges)))
-    gain = (volumes * np.diff(at, axis=1)).sum(axis=1)
-    return gain if chance is None else gain * chance
+    areas = (probability[:, 1:] + probability[:, :-1]) / 2 * np.diff(levels)
+    integral = np.concatenate([np.zeros((len(costs), 1)), np.cumsum(areas, axis=1)], axis=1)
+    widths = np.diff(np.stack([np.interp(edges, levels, row) for row in integral]), axis=1)
+    factor = np.ones(len(costs)) if weight is None else weight
+    bound = (_bounds(inside, costs) * widths).sum(axis=1) * factor
+    found, exact = np.zeros(len(costs)), list[float]()
+    for place in np.argsort(-bound, kind="stable"):
+        if best is not None and len(exact) >= best and bound[place] <= sorted(exact)[-best]:
+            break
+        found[place] = float(added_volumes(inside, costs[place : place + 1])[0] @ widths[place]) * factor[place]
+        exact.append(float(found[place]))
+    return found
+
+
+def _bounds(inside: Array, costs: Array) -> Array:
+    """What ``added_volumes`` cannot exceed: the whole less what the one member covers that covers most."""
+    whole = np.prod(np.maximum(0.0, 1 - costs), axis=1)
+    if not len(inside):
+        return whole[:, None]
+    covered = np.prod(np.maximum(0.0, 1 - np.maximum(costs[:, None, :], inside[None, :, 1:])), axis=2)
+    most = np.maximum.accumulate(covered, axis=1)
+    return np.concatenate([whole[:, None], whole[:, None] - most], axis=1)
 
 
 def added_volumes(inside: Array, costs: Array) -> Array:

@@ -42,6 +42,7 @@ __all__ = ["GreyboxPlanner", "greybox_planner"]
 
 _QUANTILES = 9
 _ALIKE = 2
+_LOOKED_AT = 4
 _IMPATIENCE = 0.3
 """Without a limit on time, what takes ten times as long must promise twice the gain."""
 _LEAST_ACCURACY_NOISE = 0.004
@@ -94,13 +95,18 @@ class GreyboxPlanner:
             return ()
         beliefs = _Posterior(encoder, history, situation)
         forecast = beliefs.forecast(design)
-        gains = beliefs.gains(forecast, pool)
         seconds = beliefs.seconds(design)
         limited = situation.seconds_left is not None or situation.co2_left_grams is not None
-        worth = gains / (seconds / seconds.min()) ** (1.0 if limited else _IMPATIENCE)
-        order = sorted(range(len(pool)), key=lambda i: (-worth[i], -forecast.accuracy[i], pool[i].key))
+        patience = (seconds / seconds.min()) ** -(1.0 if limited else _IMPATIENCE)
+        worth = beliefs.gains(forecast, pool, patience, best=_LOOKED_AT * limit)
+        order = sorted(range(len(pool)), key=lambda i: (-worth[i], -forecast.accuracy[i]))
         return tuple(
-            Candidate(strategy=pool[i], expected=forecast.expected(i), gain=float(gains[i]), seconds=float(seconds[i]))
+            Candidate(
+                strategy=pool[i],
+                expected=forecast.expected(i),
+                gain=float(worth[i] / patience[i]),
+                seconds=float(seconds[i]),
+            )
             for i in _varied(order, pool, limit)
         )
 
@@ -166,8 +172,8 @@ class _Posterior:
             costs[name], spread[name] = np.exp(log_ratio) * float(getattr(baseline, name)), wide
         return _Forecast(1 - losses.mean(axis=1), losses, self.curve.scatter, costs, spread)
 
-    def gains(self, forecast: _Forecast, pool: Sequence[Strategy]) -> Array:
-        """Expected hypervolume that each adds, as a share of the reference box."""
+    def gains(self, forecast: _Forecast, pool: Sequence[Strategy], weight: Array, best: int) -> Array:
+        """Expected hypervolume that each adds, as a share of the reference box, times a weight; the best are exact."""
         baseline = self._baseline or _UNIT
         reference = reference_point(baseline)
         known = [record.objectives for record in self._history if record.objectives and record.status == "succeeded"]
@@ -176,7 +182,7 @@ class _Posterior:
         costs = np.stack([forecast.costs[name] for name in COSTS], axis=1) / np.maximum(limits, 1e-12)
         losses = forecast.losses / (1 - reference.accuracy)
         chance = self._feasible(pool) * self._allowed(forecast, baseline)
-        return expected_gain(members, costs, losses, forecast.scatter, chance)
+        return expected_gain(members, costs, losses, forecast.scatter, chance * weight, best)
 
     def seconds(self, design: Design) -> Array:
         """Expected seconds of an episode, ``(n,)``; before any was timed in units of an untrained one."""

@@ -1,0 +1,155 @@
+"""Every planner on every recorded table: who finds the frontier in fewer episodes?
+
+    python -m benchmarks.planners [--seeds 50] [--planners greybox,tpe] [--tables demo] [--again]
+
+Each replay sees another half of a table's items; all planners see the same half, the same given strategies and the same
+frozen reference point. Printed are the hypervolume after 5, 10, 20 and 40 episodes as a share of the table's best, the
+episodes to 90 and 95 % of it, the mean share over the episodes after the given ones (area under the curve), and the
+paired difference of that area to the default planner's with a bootstrap interval over seeds. Courses are kept in
+``benchmarks/data/courses.json`` by the content of table, planner and settings, so that only what changed is replayed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from agentic_compression.planning import load_planner
+from agentic_compression.planning.interface import Planner
+from agentic_compression.records import content_digest
+from agentic_compression.storage import write_atomically
+from benchmarks.planners.replay import Course, Replay, play
+from benchmarks.planners.stock import STOCK, stock_planner
+from benchmarks.planners.table import DATA, Table
+
+OURS = "greybox"
+PLANNERS = (OURS, "random", "nsga2", "tpe", "gp", "bandit", "pbt", *STOCK)
+COURSES = DATA / "courses.json"
+TABLES = ("demo", "stories260k", "demo_small")
+EPISODES = 40
+_CODE = Path(__file__).resolve().parent.parent.parent / "agentic_compression" / "planning"
+_RESAMPLES = 4000
+Courses = dict[str, dict[str, list[int]]]
+
+
+def main() -> None:
+    """Replay and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--planners", default=",".join(PLANNERS))
+    parser.add_argument("--tables", default=",".join(name for name in TABLES if (DATA / f"{name}.json").exists()))
+    parser.add_argument("--given", type=int, default=4, help="strategies that all planners are given")
+    parser.add_argument("--again", action="store_true", help="replay what is kept, too")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--plot", type=Path, help="write the mean curves to this .png or .html file")
+    options = parser.parse_args()
+    names, tables = options.planners.split(","), options.tables.split(",")
+    kept = json.loads(COURSES.read_text()) if COURSES.exists() else {}
+    found: dict[tuple[str, str], list[Course]] = {}
+    for table, name in product(tables, names):
+        key = _key(table, name, options.given)
+        known = {} if options.again else kept.get(key, {})
+        missing = [seed for seed in range(options.seeds) if str(seed) not in known]
+        began = time.monotonic()
+        if missing:
+            with ProcessPoolExecutor(options.jobs) as pool:
+                ways = pool.map(_one, [(table, name, seed, options.given) for seed in missing])
+                known |= {str(seed): way for seed, way in zip(missing, ways, strict=True)}
+            kept[key] = known
+            write_atomically(COURSES, _compact(_current(kept, tables, options.given)))
+        found[table, name] = [Course([v / 1e4 for v in known[str(seed)]], []) for seed in range(options.seeds)]
+        told = f"{len(missing)} replays in {time.monotonic() - began:.0f} s" if missing else "kept"
+        print(f"{table} {name}: {told}", flush=True)
+    for table in tables:
+        _print(table, {name: found[table, name] for name in names}, options.given)
+    if options.plot:
+        from benchmarks.planners.plot import plot
+
+        plot(found, options.plot)
+
+
+def _one(work: tuple[str, str, int, int]) -> list[int]:
+    """One replay: the hypervolume after each episode in ten-thousandths of the table's best."""
+    name, planner, seed, given = work
+    table = Table.read(DATA / f"{name}.json")
+    with threadpool_limits(1):  # the processes are many, the matrices small
+        course = play(Replay(table, seed, given=given), _planner(planner), EPISODES, table.header.spec)
+    volumes = course.volumes + [course.volumes[-1]] * (EPISODES + 1 - len(course.volumes))
+    return [round(1e4 * volume) for volume in volumes]
+
+
+def _planner(name: str) -> Planner:
+    return stock_planner(name) if name in STOCK else load_planner(name)
+
+
+def _key(table: str, planner: str, given: int) -> str:
+    """Of everything that a course follows from: table, the planner's code, the library's version, the settings."""
+    shared = ("grid.py", "seeds.py", "encoding.py", "mirror.py", "reward.py")
+    own = {
+        OURS: sorted((_CODE / "greybox").glob("*.py")),
+        "random": [_CODE / "random_planner.py"],
+        **{name: [_CODE / "bandit.py", _CODE / "pbt.py"] for name in ("bandit", "pbt")},
+        **{name: [Path(__file__).parent / "stock.py"] for name in STOCK},
+    }.get(planner, [_CODE / "optuna_planner.py"])
+    parts = [path for path in [*(_CODE / name for name in shared), *own] if path.exists()]
+    code = content_digest([path.read_text() for path in parts])
+    data = content_digest((DATA / f"{table}.json").read_text())
+    return f"{table} {planner} {given} {content_digest([data, code, version('optuna'), EPISODES])}"
+
+
+def _current(
+    kept: dict[str, dict[str, list[int]]], tables: Sequence[str], given: int
+) -> dict[str, dict[str, list[int]]]:
+    """Without courses that no present planner or table would give."""
+    keys = {_key(table, name, given) for table, name in product(tables, PLANNERS)}
+    replaced = {key.rsplit(" ", 1)[0] for key in keys}
+    return {key: way for key, way in kept.items() if key in keys or key.rsplit(" ", 1)[0] not in replaced}
+
+
+def _compact(kept: Courses) -> str:
+    return "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(kept[key])}" for key in sorted(kept)) + "\n}\n"
+
+
+def _print(table: str, courses: dict[str, list[Course]], given: int) -> None:
+    print(f"\n{table}: {len(next(iter(courses.values())))} seeds, {given} given strategies, shares of the table's best")
+    print(f"{'planner':12} {'5':>6} {'10':>6} {'20':>6} {'40':>6} {'to 90 %':>8} {'to 95 %':>8} {'area':>7}  "
+          f"{OURS} ahead by [95 %]")  # fmt: skip
+    ours = [course.area(given) for course in courses.get(OURS, [])]
+    for name, ways in sorted(courses.items(), key=lambda pair: -statistics.fmean(c.area(given) for c in pair[1])):
+        at = [statistics.fmean(course.volumes[n] for course in ways) for n in (5, 10, 20, 40)]
+        to = [_median_to(ways, share) for share in (0.90, 0.95)]
+        area = [course.area(given) for course in ways]
+        ahead = ""
+        if ours and name != OURS:
+            difference = np.array(ours) - np.array(area)
+            low, high = _bootstrap(difference)
+            ahead = f"{difference.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
+        print(f"{name:12} " + " ".join(f"{value:6.3f}" for value in at) + f" {to[0]:>8} {to[1]:>8} "
+              f"{statistics.fmean(area):7.4f}  {ahead}")  # fmt: skip
+
+
+def _median_to(ways: Sequence[Course], share: float) -> str:
+    reached = [course.episodes_to(share) for course in ways]
+    numbers = sorted(EPISODES + 1 if number is None else number for number in reached)
+    median = statistics.median(numbers)
+    return f">{EPISODES}" if median > EPISODES else f"{median:g}"
+
+
+def _bootstrap(difference: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> tuple[float, float]:
+    picks = np.random.default_rng(0).integers(0, len(difference), size=(_RESAMPLES, len(difference)))
+    low, high = np.percentile(difference[picks].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+if __name__ == "__main__":
+    main()
