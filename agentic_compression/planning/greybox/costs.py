@@ -37,8 +37,8 @@ class _Belief:
 _BELIEFS = {
     "seconds": _Belief(0.0, 1.0, 0.3, 0.4),
     "latency_ms": _Belief(0.3, 0.6, 0.08, 0.15),
-    "memory_gb": _Belief(0.7, 0.5, 0.05, 0.06),
-    "model_size_gb": _Belief(1.0, 0.08, 0.02, 0.01),
+    "memory_gb": _Belief(0.7, 0.5, 0.05, 0.08),
+    "model_size_gb": _Belief(1.0, 0.08, 0.02, 0.025),
     "co2_grams": _Belief(0.3, 0.6, 0.08, 0.15),
 }
 
