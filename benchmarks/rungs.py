@@ -155,11 +155,12 @@ class Replay:
     lost: list[str]
 
 
-def replay(pool: Pool, seed: int, plan_changes: dict[str, Any] | None = None) -> Replay:
-    """Lead all candidates through the rungs in one random order."""
+def replay(pool: Pool, seed: int, plan_changes: dict[str, Any] | None = None, count: int | None = None) -> Replay:
+    """Lead all candidates, or so many drawn ones, through the rungs in one random order."""
     draw = random.Random(seed)
     order = list(pool.candidates)
     draw.shuffle(order)
+    order = order[:count]
     items, kept = pool.side("search", seed), pool.side("report", seed)
     total = sum(len(names) for names in items.values())
     measured, evidence = [pool.baseline], list[KlEvidence]()
@@ -246,6 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pool", metavar="TABLE", nargs="?", type=Path, default=DEFAULT)
     parser.add_argument("--orders", type=int, default=50)
+    parser.add_argument("--candidates", type=int, help="so many, drawn anew for each order; all when left out")
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument(
         "--items-cost", type=float, default=1.0, help="count an item's seconds so many times (a larger task): estimated"
@@ -253,7 +255,7 @@ def main() -> None:
     options = parser.parse_args()
     pool = Pool(options.pool, options.items_cost)
     print(f"{len(pool.candidates)} candidates, {pool.failed} that could not be made; {options.orders} random orders")
-    replays = [replay(pool, seed) for seed in range(options.orders)]
+    replays = [replay(pool, seed, count=options.candidates) for seed in range(options.orders)]
     for name in ("volume", "report_volume", "items", "seconds"):
         values = sorted(getattr(found, name) for found in replays)
         print(

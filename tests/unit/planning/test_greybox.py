@@ -51,7 +51,7 @@ def record(
         return EpisodeRecord.model_validate(
             {"study": "s", "episode": episode, "strategy": strategy, "status": status, "error": "no"}
         )
-    readings = ()
+    readings: tuple[RungReading, ...] = ()
     if kl is not None:
         readings = (RungReading(rung=1, quantity="kl", value=kl, low=kl, high=kl, n=9, passed=True),)
     objectives = Objectives(accuracy=accuracy, latency_ms=cost, memory_gb=cost, model_size_gb=cost, co2_grams=cost)
@@ -166,7 +166,7 @@ def test_the_curve_is_fitted_and_falls() -> None:
     truth = 0.1 + 0.8 / (1 + (np.exp(log_kl) / 0.3) ** 1.1)
     curve = AccuracyCurve(0.9, log_kl, truth, np.full(6, 0.005))
     assert curve(log_kl) == pytest.approx(truth, abs=0.02)
-    assert (np.diff(curve(np.linspace(-12, 3, 50))) <= 1e-12).all()
+    assert (np.diff(curve(np.array(np.linspace(-12, 3, 50), dtype=np.float64))) <= 1e-12).all()
     at_chance = AccuracyCurve(0.25, log_kl, np.full(6, 0.25), np.full(6, 0.005))
     assert at_chance(log_kl) == pytest.approx(np.full(6, 0.25), abs=0.03)
 
@@ -177,7 +177,7 @@ def test_the_divergences_of_the_recorded_table_are_predicted() -> None:
     strategies = [canonical(SPACE, Strategy.parse(row.strategy)) for row in rows]
     design = Encoder(SPACE, shares_of(demo_table().header.spec)).design(strategies)
     log_kl = np.log([max(1e-6, row.kl.value) for row in rows if row.kl])
-    places = np.random.default_rng(0).permutation(len(rows))
+    places = np.random.default_rng(0).permutation(len(rows)).tolist()
     seen, unseen = places[: len(rows) // 2], places[len(rows) // 2 :]
     model = DamageModel(damage_beliefs(Columns(SPACE)), design.take(seen), log_kl[seen], np.full(len(seen), 0.25))
     mean, deviation = model.predict(design.take(unseen))
