@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-unit check format bench clean install demo-model help
+.PHONY: run test test-unit check format bench bench-planners clean install demo-model help
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ bench: $(STAMP) ## Benchmarks: ratios against a floor or a baseline, within one 
 	$(BIN)/python -m benchmarks.orchestration
 	$(BIN)/python -m benchmarks.rungs
 	$(BIN)/python -m benchmarks.deployed_decode
+
+bench-planners: $(STAMP) ## Every planner replayed on recorded results: who finds the frontier in fewer episodes
+	$(BIN)/python -m benchmarks.planners
 
 demo-model: $(STAMP) ## Train the demo model again from scratch (about 20 minutes on 2 cores)
 	$(BIN)/python scripts/train_demo_model.py
