@@ -119,14 +119,22 @@ class CostModel:
         self._mode = np.zeros(len(self._prior))
         self._covariance = np.diag(self._prior)
 
-    def fit(self, design: Design, ratios: Array) -> None:
-        """Learn from measured ratios to the baseline, ``(n,)``."""
+    def fit(self, design: Design, ratios: Array, elsewhere: Array | None = None) -> None:
+        """Learn from measured ratios to the baseline.
+
+        Args:
+            design: what was measured.
+            ratios: ``(n,)``.
+            elsewhere: standard deviation of the logarithm by which each may be off because it was measured on another
+                model or machine, ``(n,)``; 0 for the study's own.
+        """
         if not len(ratios):
             return
         columns = design.last_and_earlier
         left = np.log(ratios) - self._belief.of_size * design.log_size - columns @ self._expected
         gram = columns * self._prior
-        kernel = gram @ columns.T + self._belief.noise**2 * np.eye(len(left))
+        beyond = np.zeros(len(left)) if elsewhere is None else elsewhere
+        kernel = gram @ columns.T + np.diag(self._belief.noise**2 + beyond**2)
         solved = np.linalg.solve(kernel, np.column_stack([left, gram]))
         self._mode = gram.T @ solved[:, 0]
         self._covariance = np.diag(self._prior) - gram.T @ solved[:, 1:]

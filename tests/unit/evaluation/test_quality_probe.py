@@ -8,9 +8,11 @@ from agentic_compression.evaluation import quality_probe as probe_module
 from agentic_compression.evaluation.evaluate import evaluate
 from agentic_compression.evaluation.quality_probe import measure_quality
 from agentic_compression.evaluation.request import EvaluationRequest
-from tests.unit.evaluation.test_evaluate import memory_measured_elsewhere, request_of_tiny
+from tests.unit.evaluation.test_evaluate import request_of_tiny
 
-__all__ = ["memory_measured_elsewhere", "request_of_tiny"]
+__all__ = ["request_of_tiny"]
+
+pytestmark = pytest.mark.usefixtures("memory_measured_elsewhere")
 
 
 def test_probe_agrees_with_the_full_evaluation_and_is_kept(

@@ -1,0 +1,76 @@
+"""What was measured, in this study and in earlier ones, as divergences and as costs in proportion to a baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agentic_compression.planning.greybox.costs import COSTS
+from agentic_compression.planning.grid import canonical
+from agentic_compression.records import EpisodeRecord, Objectives, Recalled, SearchSpace, Strategy
+
+__all__ = ["Evidence", "kl_of", "of_history", "of_memory"]
+
+_DOUBT = 0.6
+_LEAST_WEIGHT = 0.1
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One measured strategy.
+
+    Attributes:
+        strategy: in canonical form.
+        kl: nats a token from the baseline; None where it was not read.
+        ratios: by cost, over the baseline's; those that are known.
+        doubt: standard deviation, in ln units of a divergence, by which it may be off because it was measured on
+            another model or machine; 0 for the study's own.
+    """
+
+    strategy: Strategy
+    kl: float | None
+    ratios: dict[str, float]
+    doubt: float = 0.0
+
+
+def of_history(space: SearchSpace, history: Sequence[EpisodeRecord], baseline: Objectives | None) -> list[Evidence]:
+    """Of a study's own episodes."""
+    found = []
+    for record in history:
+        if record.strategy.is_baseline:
+            continue
+        ratios = {}
+        if record.status == "succeeded" and record.objectives is not None and baseline is not None:
+            ratios = _ratios(record.objectives, baseline)
+        kl = kl_of(record)
+        if ratios or kl is not None:
+            found.append(Evidence(canonical(space, record.strategy), kl, ratios))
+    return found
+
+
+def of_memory(space: SearchSpace, recalled: Sequence[Recalled]) -> list[Evidence]:
+    """Of earlier studies: the less alike, the more in doubt. Strategies that this space cannot express are left out."""
+    known = {method.name for method in space.methods}
+    found = []
+    for item in recalled:
+        experience = item.experience
+        if experience.strategy.is_baseline or not {stage.method for stage in experience.strategy.stages} <= known:
+            continue
+        kl = experience.kl if experience.kl is not None and math.isfinite(experience.kl) else None
+        ratios = {name: value for name, value in experience.ratios.items() if name in COSTS and 0 < value < math.inf}
+        doubt = _DOUBT / max(item.weight, _LEAST_WEIGHT)
+        found.append(Evidence(canonical(space, experience.strategy), kl, ratios, doubt))
+    return found
+
+
+def kl_of(record: EpisodeRecord) -> float | None:
+    """Nats a token from the baseline, as far as it was measured."""
+    if record.evaluation is not None and record.evaluation.divergence is not None:
+        return record.evaluation.divergence.kl.value
+    return next((reading.value for reading in record.screening if reading.quantity == "kl"), None)
+
+
+def _ratios(objectives: Objectives, baseline: Objectives) -> dict[str, float]:
+    pairs = {name: (float(getattr(objectives, name)), float(getattr(baseline, name))) for name in COSTS}
+    return {name: max(1e-6, value / whole) for name, (value, whole) in pairs.items() if whole > 0}
