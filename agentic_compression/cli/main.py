@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from agentic_compression import __version__
-from agentic_compression.cli import compare, inspect, maintain, memory, registry, run, work
+from agentic_compression.cli import compare, inspect, maintain, mcp, memory, plan, registry, run, work
 from agentic_compression.errors import AcfError
 
 __all__ = ["app", "main"]
@@ -50,6 +50,8 @@ def _options(
 
 
 app.command("run")(run.run)
+app.command("plan")(plan.plan)
+app.command("mcp")(mcp.mcp)
 app.command("spec")(inspect.spec)
 app.command("methods")(inspect.methods)
 app.command("frontier")(inspect.frontier)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agentic_compression.planning.grid import canonical, parameter_values
+from agentic_compression.planning.moves import is_ordered
 from agentic_compression.records import (
     MethodDescription,
     Parameter,
@@ -140,7 +141,7 @@ class _FromTrial:
 
     def value(self, name: str, stage: int | None, method: str, parameter: Parameter) -> ParameterValue:
         allowed = parameter_values(parameter)
-        if _is_ordered(allowed):
+        if is_ordered(allowed):
             return allowed[self._trial.suggest_int(name, 0, len(allowed) - 1)]
         value: ParameterValue = self._trial.suggest_categorical(name, list(allowed))
         return value
@@ -167,7 +168,7 @@ class _FromStrategy:
         stages = self.strategy.stages if stage is None else self.strategy.stages[stage : stage + 1]
         held = next((item.parameters for item in stages if item.method == method), {})
         value, allowed = held.get(parameter.name, parameter.default), parameter_values(parameter)
-        if _is_ordered(allowed):
+        if is_ordered(allowed):
             position = _nearest_position(allowed, value)
             self.params[name], self.distributions[name] = position, IntDistribution(0, len(allowed) - 1)
             return allowed[position]
@@ -175,12 +176,6 @@ class _FromStrategy:
             raise _NotEncodableError
         self.params[name], self.distributions[name] = value, CategoricalDistribution(list(allowed))
         return value
-
-
-def _is_ordered(values: Sequence[ParameterValue]) -> bool:
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values) and (
-        list(values) == sorted(values)
-    )
 
 
 def _nearest_position(allowed: Sequence[ParameterValue], value: ParameterValue) -> int:

@@ -18,7 +18,7 @@ from agentic_compression.records import (
     Strategy,
 )
 
-__all__ = ["StrategyGrid", "canonical", "enumerate_strategies", "parameter_values", "tried_keys"]
+__all__ = ["StrategyGrid", "axes", "canonical", "enumerate_strategies", "parameter_values", "tried_keys"]
 
 CONTINUOUS_STEPS = 100
 """A range without a step is searched at this many equal steps."""
@@ -142,6 +142,22 @@ class StrategyGrid:
                 return strategy
         return None
 
+    def settings(self, name: str) -> int:
+        """How many distinct settings an offered method has.
+
+        Raises:
+            KeyError: for a method that is not offered.
+        """
+        return self._settings[name].count
+
+    def stage(self, name: str, index: int) -> Stage:
+        """An offered method in its setting of that index, in ``range(settings(name))``.
+
+        Raises:
+            KeyError: for a method that is not offered.
+        """
+        return Stage(method=name, parameters=self._settings[name].at(index))
+
     def _next(self, used: frozenset[str], last: str) -> list[MethodDescription]:
         before = [method for method in self.space.offered if method.name in used and method.name != last]
         before += [method for method in self.space.offered if method.name == last]
@@ -162,7 +178,7 @@ class _Settings:
     """The distinct settings of one method's parameters under one index."""
 
     def __init__(self, method: MethodDescription) -> None:
-        self._axes = _axes(method)
+        self._axes = axes(method)
         self._listed: list[dict[str, ParameterValue]] | None = None
         if any(parameter.active_when for parameter in method.parameters):
             space = SearchSpace(methods=(method,))
@@ -190,7 +206,8 @@ class _Settings:
         return values
 
 
-def _axes(method: MethodDescription) -> list[tuple[str, tuple[ParameterValue, ...]]]:
+def axes(method: MethodDescription) -> list[tuple[str, tuple[ParameterValue, ...]]]:
+    """A method's parameters with the values that the search may give them, those that change nothing left out."""
     return [
         (
             parameter.name,

@@ -2,9 +2,9 @@
 
 MLflow holds the truth; the journal is derived from it. Before every question to a sampler the mirror is brought up to
 date: recorded episodes it lacks are added (``tell`` where the strategy was asked for here, ``add_trial`` otherwise),
-trials that were asked for and never recorded are failed, and a journal that contradicts the history or cannot be read
-is made again. A process killed at any point therefore changes nothing but what the next one has to add. The file can
-be opened with optuna-dashboard.
+trials that were asked for and never recorded are failed, and a journal that contradicts the history, that cannot be
+read or that an earlier form of this module wrote is made again. A process killed at any point therefore changes nothing
+but what the next one has to add. The file can be opened with optuna-dashboard.
 """
 
 from __future__ import annotations
@@ -13,63 +13,106 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from agentic_compression.pareto import NAMES
 from agentic_compression.planning.encoding import Encoding
 from agentic_compression.planning.grid import canonical
-from agentic_compression.records import EpisodeRecord, Strategy, content_digest
+from agentic_compression.planning.reward import (
+    assumed,
+    baseline_objectives,
+    judged_on,
+    known_values,
+    violation,
+)
+from agentic_compression.records import Constraint, EpisodeRecord, Objectives, Strategy, content_digest
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-__all__ = ["DIRECTIONS", "OptunaMirror", "quiet_optuna", "result_of"]
+__all__ = ["CARRIED_OUT", "DIRECTIONS", "OptunaMirror", "Told", "quiet_optuna", "told_of"]
 
-DIRECTIONS = ("maximize", "minimize")  # accuracy, model_size_gb: the reproducible objectives
+DIRECTIONS = tuple("maximize" if name == "accuracy" else "minimize" for name in NAMES)
+"""Of the five objectives, in the order of ``pareto.NAMES``."""
 
+CARRIED_OUT = "carried_out"
+"""The constraint that every study has: 0 for a measured episode, above 0 for one that was rejected or failed."""
+
+_REJECTED = 0.5
+_FORM = "objectives5"  # what studies in the journal are called first; another form is another word
 _TOLD = "episode_of_trial"  # study attribute: number of a trial that was asked for here to the episode it became
 
 _log = logging.getLogger(__name__)
 
 
-def result_of(record: EpisodeRecord) -> tuple[float, float] | None:
-    """Accuracy on the search items and size; None for an episode that is told as failed.
+class Told(NamedTuple):
+    """What Optuna is told of an episode.
 
-    Of a rejected episode the accuracy of the items it was asked counts, and its size: an observed point. One that was
-    rejected before any item was asked (too costly, too far from the baseline) is told as failed.
+    Args:
+        values: the five objectives, in the order of ``pareto.NAMES`` and in their own units.
+        constraints: by name; above 0 is violated.
     """
-    if record.status == "rejected":
-        accuracy = [reading.value for reading in record.screening if reading.quantity == "accuracy"]
-        size = [reading.value for reading in record.screening if reading.quantity == "model_size_gb"]
-        return (accuracy[-1], size[-1]) if accuracy and size else None
-    if record.status != "succeeded" or record.objectives is None:
-        return None
-    return record.objectives.accuracy, record.objectives.model_size_gb
+
+    values: tuple[float, ...]
+    constraints: dict[str, float]
+
+
+def told_of(record: EpisodeRecord, baseline: Objectives | None, constraints: Sequence[Constraint] = ()) -> Told | None:
+    """An episode as a trial, or None for one that must be told as failed, which teaches a sampler nothing.
+
+    A measured episode has its objectives and how far it breaks each of the study's constraints. A failed one (out of
+    memory, out of time, not to be carried out) stands at the reference point and breaks ``CARRIED_OUT`` by more than a
+    measured one can break all constraints together, so that samplers keep away from what is like it. A rejected one is
+    censored: it has the values that its rungs read, the reference point's where they read none, and breaks
+    ``CARRIED_OUT`` by a half. Without a measured baseline there is no reference point, and both are told as failed.
+
+    Args:
+        record: of a compressed episode.
+        baseline: the measured baseline.
+        constraints: of the study; they are left aside without a baseline.
+    """
+    known = known_values(record)
+    measured = len(known) == len(NAMES) and record.status == "succeeded"
+    if baseline is None:
+        if not measured:
+            return None
+        return Told(tuple(known[name] for name in NAMES), {CARRIED_OUT: 0.0} | {str(item): 0.0 for item in constraints})
+    objectives = assumed(record, baseline)
+    carried = 0.0 if measured else _REJECTED if record.status == "rejected" else 1.0 + len(constraints)
+    broken = {
+        str(item): violation(item, objectives, baseline) if judged_on(item) in known else 0.0 for item in constraints
+    }
+    return Told(tuple(float(getattr(objectives, name)) for name in NAMES), {CARRIED_OUT: carried} | broken)
 
 
 class OptunaMirror:
     """The mirror of one study for one encoding.
 
     Args:
-        encoding: how strategies become Optuna parameters; another space or encoding is another Optuna study in the
-            same file.
+        encoding: how strategies become Optuna parameters.
         path: the journal file, created when missing; in memory when None.
+        constraints: of the study. Another space, encoding or set of constraints is another Optuna study in the same
+            file.
     """
 
-    def __init__(self, encoding: Encoding, path: Path | None = None) -> None:
-        self._encoding, self._path = encoding, path
-        digest = content_digest([encoding.conditional, encoding.space.model_dump(mode="json")])
-        self._name = f"{'conditional' if encoding.conditional else 'flat'}-{digest}"
+    def __init__(self, encoding: Encoding, path: Path | None = None, constraints: Sequence[Constraint] = ()) -> None:
+        self._encoding, self._path, self._constraints = encoding, path, tuple(constraints)
+        self._baseline: Objectives | None = None
+        bounds = [str(item) for item in self._constraints]
+        digest = content_digest([encoding.conditional, encoding.space.model_dump(mode="json"), bounds])
+        self._name = f"{_FORM}-{'conditional' if encoding.conditional else 'flat'}-{digest}"
 
     def recorded(self, history: Sequence[EpisodeRecord]) -> list[FrozenTrial]:
         """Bring the mirror up to date and read the recorded episodes back.
 
         Args:
-            history: compressed episodes by rising number.
+            history: everything recorded, the baseline included, in any order.
 
         Returns:
             One finished trial for each episode that this space can express, by rising episode number.
         """
+        self._baseline = baseline_objectives(history)
         wanted = {record.episode: record for record in history if not record.strategy.is_baseline}
         with self._exclusive():
             try:
@@ -112,6 +155,8 @@ class OptunaMirror:
         if self._path is not None:
             backend = optuna.storages.journal.JournalFileBackend(str(self._path), lock_obj=_JournalLock(self._path))
             storage = optuna.storages.JournalStorage(backend)
+            if any(not name.startswith(f"{_FORM}-") for name in optuna.get_all_study_names(storage)):
+                raise ValueError("it has studies of an earlier form")
         return optuna.create_study(
             storage=storage, study_name=self._name, directions=list(DIRECTIONS), load_if_exists=True
         )
@@ -144,29 +189,57 @@ class OptunaMirror:
         encoded = self._encoding.encode(record.strategy)
         if encoded is None:
             return
-        strategy, result = canonical(self._encoding.space, record.strategy), result_of(record)
-        state = optuna.trial.TrialState.COMPLETE if result else _failed()
+        strategy, told = canonical(self._encoding.space, record.strategy), self._told(record)
+        state = optuna.trial.TrialState.COMPLETE if told else _failed()
         number = running.pop(strategy.key, None)
         if number is not None:
-            told = study.user_attrs.get(_TOLD, {})
-            study.set_user_attr(_TOLD, {**told, str(number): record.episode})
-            study.tell(number, values=result, state=state)
+            known = study.user_attrs.get(_TOLD, {})
+            study.set_user_attr(_TOLD, {**known, str(number): record.episode})
+            if told:
+                _constrain(study, number, told.constraints)
+            study.tell(number, values=told.values if told else None, state=state)
             return
         params, distributions = encoded
         attributes = {"strategy": strategy.label, "key": strategy.key, "episode": record.episode}
         study.add_trial(
             optuna.trial.create_trial(
-                state=state, values=result, params=params, distributions=distributions, user_attrs=attributes
+                state=state,
+                values=told.values if told else None,
+                params=params,
+                distributions=distributions,
+                user_attrs=attributes,
+                constraints=told.constraints if told else None,
             )
         )
+
+    def _told(self, record: EpisodeRecord) -> Told | None:
+        return told_of(record, self._baseline, self._constraints)
 
     def _contradicts(self, trial: FrozenTrial, record: EpisodeRecord) -> bool:
         encoded = self._encoding.encode(record.strategy)
         if encoded is None:
             return True
-        values = tuple(trial.values) if trial.values is not None else None
+        held = Told(tuple(trial.values), trial.constraints) if trial.values is not None else None
         key = canonical(self._encoding.space, record.strategy).key
-        return trial.params != encoded[0] or values != result_of(record) or trial.user_attrs.get("key") != key
+        return trial.params != encoded[0] or held != self._told(record) or trial.user_attrs.get("key") != key
+
+
+def _constrain(study: Study, number: int, constraints: dict[str, float]) -> None:
+    """Set the constraints of a running trial, those that a killed process had set already excepted.
+
+    Raises:
+        ValueError: when it had set other ones.
+    """
+    from optuna.trial import Trial
+
+    frozen = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == number)
+    held = frozen.constraints
+    if any(constraints.get(name) != value for name, value in held.items()):
+        raise ValueError(f"trial {number} was told other constraints")
+    trial = Trial(study, frozen._trial_id)  # its number alone does not open it
+    for name, value in constraints.items():
+        if name not in held:
+            trial.set_constraint(name, value)
 
 
 def _finished(study: Study) -> dict[int, FrozenTrial]:

@@ -3,12 +3,17 @@
 Papers: TPE, Bergstra et al. 2011, multi-objective form Ozaki et al. 2022; GP with expected hypervolume improvement,
 Daulton et al. 2020; NSGA-II, Deb et al. 2002.
 
-The samplers see accuracy (up) and model size (down), which are the same on every run. Latency, memory and energy are
-noisy measurements: a search that read them would not propose the same strategies twice. They are left to the frontier.
+TPE and NSGA-II are told all five objectives. For GP that is too slow: expected improvement over five objectives takes 9
+to 37 s of CPU a proposal at 40 episodes of the whole search space, because it cuts the space beyond the frontier into
+boxes. GP is told two, accuracy and the mean of the four costs, each over its baseline's, which holds all that was
+measured. What a study's constraints are broken by, and that an episode failed or was rejected, the samplers are told as
+constraints of the trial (see ``mirror.told_of``). Until enough was measured to learn from, failures are kept from them:
+a sampler that knows nothing but failures would search beside the least bad of them.
 
-A proposal is a pure function of (space, history, seed): the sampler is made anew for each, seeded by the seed and the
-number of recorded episodes, and asked in a working study that holds the recorded trials in the order of the episodes,
-whether these were in the journal already or have just been added.
+Latency, memory and CO2 are measurements with noise, so two runs of one study may propose different strategies. The same
+history always gives the same proposal: it is a pure function of (space, history, seed, constraints). The sampler is
+made anew for each, seeded by the seed and the number of recorded episodes, and asked in a working study that holds the
+recorded trials in the order of the episodes, whether these were in the journal already or have just been added.
 """
 
 from __future__ import annotations
@@ -17,10 +22,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from agentic_compression.pareto import NAMES
 from agentic_compression.planning.encoding import Encoding
 from agentic_compression.planning.grid import StrategyGrid, tried_keys
-from agentic_compression.planning.mirror import DIRECTIONS, OptunaMirror, quiet_optuna
-from agentic_compression.records import EpisodeRecord, Proposal, SearchSpace, Situation, Strategy, content_digest
+from agentic_compression.planning.mirror import CARRIED_OUT, DIRECTIONS, OptunaMirror, quiet_optuna
+from agentic_compression.planning.reward import baseline_objectives
+from agentic_compression.records import (
+    EpisodeRecord,
+    Objectives,
+    Proposal,
+    SearchSpace,
+    Situation,
+    Strategy,
+    content_digest,
+)
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -42,6 +57,7 @@ class _Search(NamedTuple):
     startup: int
     attempts: int  # questions before an untried strategy is drawn at random
     replay: bool  # the sampler keeps state in trials it was asked for, so that they must be asked for again
+    merged: bool  # it is told accuracy and one mean cost instead of five objectives
     idea: str
 
 
@@ -66,15 +82,16 @@ class OptunaPlanner:
     ) -> Proposal:
         """The sampler's next untried strategy; see ``Planner``."""
         grid, tried = StrategyGrid(space), tried_keys(space, history)
-        ordered = sorted(history, key=lambda record: record.episode)
+        constraints = situation.constraints if situation else ()
         with quiet_optuna():
-            mirror = OptunaMirror(Encoding(space, self._search.conditional), self._path)
-            trials = mirror.recorded(ordered)
-            fallback = grid.draw_untried(tried, (seed, len(ordered)))
+            mirror = OptunaMirror(Encoding(space, self._search.conditional), self._path, constraints)
+            trials = mirror.recorded(history)
+            fallback = grid.draw_untried(tried, (seed, len(history)))
             if fallback is None:
                 reason = f"all {grid.count} strategies were tried"
                 return Proposal(end="search_space_exhausted", source=self.name, rationale=reason)
-            strategy, rationale = self._ask(space, trials, tried, _sampler_seed(seed, len(ordered)))
+            learned = _learned(self._search, trials, baseline_objectives(history))
+            strategy, rationale = self._ask(space, learned, tried, _sampler_seed(seed, len(history)))
             if strategy is None:
                 strategy = fallback
             mirror.asked(strategy)
@@ -84,13 +101,12 @@ class OptunaPlanner:
         self, space: SearchSpace, trials: Sequence[FrozenTrial], tried: frozenset[str], seed: int
     ) -> tuple[Strategy | None, str]:
         search, encoding = self._search, Encoding(space, self._search.conditional)
-        measured = sum(trial.values is not None for trial in trials)
         study = _working_study(search, trials, seed)
         for _ in range(search.attempts):
             trial = study.ask()
             strategy = encoding.suggest(trial)
             if not strategy.is_baseline and strategy.key not in tried:
-                return strategy, _rationale(search, measured)
+                return strategy, _rationale(search, trials)
             study.tell(trial, state=_failed_state())
         return None, f"{search.name}: its {search.attempts} suggestions had all been tried, so an untried one was drawn"
 
@@ -103,8 +119,9 @@ def tpe_planner(storage_path: Path | None = None) -> OptunaPlanner:
 
         return TPESampler(seed=seed, n_startup_trials=_STARTUP, multivariate=True, group=True, constant_liar=False)
 
-    idea = "likelier among the better than among the worse trade-offs of accuracy and size"
-    return OptunaPlanner(_Search("tpe", sampler, True, _STARTUP, 24, False, idea), storage_path)
+    idea = "likelier among the better than among the worse trade-offs of the five objectives"
+    search = _Search("tpe", sampler, True, _STARTUP, attempts=24, replay=False, merged=False, idea=idea)
+    return OptunaPlanner(search, storage_path)
 
 
 def gp_planner(storage_path: Path | None = None) -> OptunaPlanner:
@@ -115,8 +132,9 @@ def gp_planner(storage_path: Path | None = None) -> OptunaPlanner:
 
         return GPSampler(seed=seed, n_startup_trials=_STARTUP, warn_independent_sampling=False)
 
-    idea = "the largest expected gain in hypervolume of accuracy and size"
-    return OptunaPlanner(_Search("gp", sampler, False, _STARTUP, 2, False, idea), storage_path)
+    idea = "the largest expected gain in hypervolume of accuracy and the mean cost"
+    search = _Search("gp", sampler, False, _STARTUP, attempts=2, replay=False, merged=True, idea=idea)
+    return OptunaPlanner(search, storage_path)
 
 
 def nsga2_planner(storage_path: Path | None = None) -> OptunaPlanner:
@@ -127,28 +145,68 @@ def nsga2_planner(storage_path: Path | None = None) -> OptunaPlanner:
 
         return NSGAIISampler(seed=seed, population_size=_POPULATION)
 
-    idea = "a crossover of strategies that are not dominated in accuracy and size"
-    return OptunaPlanner(_Search("nsga2", sampler, False, _POPULATION, 24, True, idea), storage_path)
+    idea = "a crossover of strategies that are not dominated in the five objectives"
+    search = _Search("nsga2", sampler, False, _POPULATION, attempts=24, replay=True, merged=False, idea=idea)
+    return OptunaPlanner(search, storage_path)
+
+
+def _learned(search: _Search, trials: Sequence[FrozenTrial], baseline: Objectives | None) -> list[FrozenTrial]:
+    """The trials as the sampler is to see them, constraints that no trial breaks left out."""
+    import optuna
+
+    shown = [trial for trial in trials if trial.values is not None]
+    if _measured(shown) < search.startup:
+        shown = [trial for trial in shown if not trial.constraints[CARRIED_OUT] > 0]
+    broken = {name for trial in shown for name, value in trial.constraints.items() if value > 0}
+    return [
+        optuna.trial.create_trial(
+            values=_merged(trial.values, baseline) if search.merged else trial.values,
+            params=trial.params,
+            distributions=trial.distributions,
+            constraints={name: value for name, value in trial.constraints.items() if name in broken}
+            if broken
+            else None,
+        )
+        for trial in shown
+    ]
+
+
+def _merged(values: Sequence[float], baseline: Objectives | None) -> tuple[float, float]:
+    """Accuracy, and the mean of the costs over the baseline's; a baseline of 0 leaves a cost as it is."""
+    whole = [float(getattr(baseline, name)) or 1.0 if baseline else 1.0 for name in NAMES[1:]]
+    ratios = [value / unit for value, unit in zip(values[1:], whole, strict=True)]
+    return values[0], sum(ratios) / len(ratios)
 
 
 def _working_study(search: _Search, trials: Sequence[FrozenTrial], seed: int) -> Study:
     import optuna
 
-    study = optuna.create_study(directions=list(DIRECTIONS), sampler=search.sampler(seed))
+    directions = list(DIRECTIONS[:2] if search.merged else DIRECTIONS)
+    study = optuna.create_study(directions=directions, sampler=search.sampler(seed))
     if not search.replay:
         study.add_trials(trials)
         return study
     for trial in trials:
         study.enqueue_trial(trial.params)
         asked = study.ask(fixed_distributions=dict(trial.distributions))
-        study.tell(asked, values=trial.values, state=trial.state)
+        _ = asked.relative_params  # the sampler numbers a trial's generation only when it is asked for these
+        for name, value in trial.constraints.items():
+            asked.set_constraint(name, value)
+        study.tell(asked, values=trial.values)
     return study
 
 
-def _rationale(search: _Search, measured: int) -> str:
+def _measured(trials: Sequence[FrozenTrial]) -> int:
+    return sum(trial.constraints.get(CARRIED_OUT, 0.0) <= 0 for trial in trials)
+
+
+def _rationale(search: _Search, trials: Sequence[FrozenTrial]) -> str:
+    measured = _measured(trials)
     if measured < search.startup:
         return f"{search.name}: drawn at random, {measured} results are too few to learn from (needs {search.startup})"
-    return f"{search.name}: judged from {measured} results, {search.idea}"
+    others = len(trials) - measured
+    without = f" and {others} episodes without a full result" if others else ""
+    return f"{search.name}: judged from {measured} results{without}, {search.idea}"
 
 
 def _sampler_seed(seed: int, episodes: int) -> int:

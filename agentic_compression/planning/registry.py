@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from agentic_compression.errors import ConfigurationError, UnavailableError
+from agentic_compression.errors import ConfigurationError
+from agentic_compression.planning.auto import LONG, AutoSearch
 from agentic_compression.planning.interface import Optimizer, Planner
 from agentic_compression.records import PLANNERS
 from agentic_compression.settings import get_settings
@@ -20,6 +22,8 @@ PLANNER_FACTORIES = {
     "tpe": "agentic_compression.planning.optuna_planner:tpe_planner",
     "gp": "agentic_compression.planning.optuna_planner:gp_planner",
     "nsga2": "agentic_compression.planning.optuna_planner:nsga2_planner",
+    "bandit": "agentic_compression.planning.bandit:bandit_planner",
+    "pbt": "agentic_compression.planning.pbt:pbt_planner",
     "random": "agentic_compression.planning.registry:_random_planner",
 }
 """Searches: name to ``module:factory``; a factory takes the path of the planner's own file, or None for no file."""
@@ -30,31 +34,26 @@ CONSULTING_FACTORIES = {
 }
 """Planners that ask a language model, in the same way."""
 
-_DEFAULT = "tpe"
-_OPTIMIZER = "greybox"
+_DEFAULT = "greybox"
 
 
 def load_planner(name: str, storage_path: Path | None = None) -> Planner:
     """The planner of that name.
 
     Args:
-        name: one of ``PLANNER_FACTORIES`` or ``CONSULTING_FACTORIES``.
+        name: one of ``PLANNER_FACTORIES`` or ``CONSULTING_FACTORIES``, or ``auto`` for a search by ``planning.auto``.
         storage_path: file in which it may keep what it derives from the history.
 
     Raises:
         ConfigurationError: for an unknown name, with the nearest known one.
-        UnavailableError: for a planner that is planned but not built.
     """
+    if name == "auto":
+        return AutoSearch(partial(load_planner, storage_path=storage_path))
     factories = PLANNER_FACTORIES | CONSULTING_FACTORIES
-    if name not in PLANNERS and name not in factories:
+    if name not in factories:
         near = get_close_matches(name, PLANNERS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigurationError(f"unknown planner {name!r}; known: {', '.join(PLANNERS)}{hint}")
-    if name not in factories:
-        built = ", ".join(factories)
-        raise UnavailableError(
-            f"planner {name!r} is not built yet in this version; use --planner {_DEFAULT} (built: {built})"
-        )
     module, _, attribute = factories[name].partition(":")
     factory: Callable[[Path | None], Planner] = getattr(import_module(module), attribute)
     return factory(storage_path)
@@ -64,7 +63,7 @@ def load_optimizer(storage_path: Path | None = None) -> Optimizer:
     """The search that stands beside a language model; any planner will do, with one candidate at a time."""
     from agentic_compression.planning.llm.candidates import OneCandidate
 
-    planner = load_planner(_OPTIMIZER if _OPTIMIZER in PLANNER_FACTORIES else _DEFAULT, storage_path)
+    planner = load_planner(_DEFAULT, storage_path)
     return planner if isinstance(planner, Optimizer) else OneCandidate(planner)
 
 
@@ -72,14 +71,14 @@ def select_planner(name: str, has_api_key: bool, storage_path: Path | None = Non
     """The planner a study asked for, and one line that says what plans and why.
 
     Args:
-        name: as in a study file; ``auto`` asks a language model when there is a key.
+        name: as in a study file; ``auto`` asks a language model when there is a key, and else searches as
+            ``planning.auto`` chooses.
         has_api_key: whether ``OPENAI_API_KEY`` is set.
         storage_path: see ``load_planner``.
 
     Raises:
         ConfigurationError: for an unknown name, for a language model's planner without a key and without an endpoint
             of one's own, or for an endpoint that is no URL.
-        UnavailableError: for a planner that is not built yet.
     """
     base_url = get_settings().openai_base_url
     if name in CONSULTING_FACTORIES and not has_api_key and not base_url:
@@ -90,7 +89,8 @@ def select_planner(name: str, has_api_key: bool, storage_path: Path | None = Non
     if name == "auto" and not has_api_key:
         hint = " (OPENAI_BASE_URL is: --planner hybrid asks there without a key)" if base_url else ""
         reason = f"OPENAI_API_KEY is not set{hint}, so no language model is asked"
-        return load_planner(_DEFAULT, storage_path), f"planner: auto plans by search ({_DEFAULT}); {reason}"
+        searches = f"{_DEFAULT}, after {LONG} episodes in a large space pbt"
+        return load_planner("auto", storage_path), f"planner: auto plans by search ({searches}); {reason}"
     chosen = "hybrid" if name == "auto" else name
     planner = load_planner(chosen, storage_path)
     if chosen not in CONSULTING_FACTORIES:

@@ -100,6 +100,13 @@ class EpisodeResults(Record):
     )
     objectives: Objectives | None = Field(default=None, description="accuracy on the search items")
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    reward: float | None = Field(
+        default=None,
+        ge=-1,
+        le=1,
+        description="utility and hypervolume added after the episodes before it, less penalties for broken "
+        "constraints; -1 for a failure, None for the baseline and where the baseline was not measured",
+    )
     report_accuracy: Estimate | None = Field(default=None, description="on the report items, where they were asked")
     report_scores: dict[str, float] = Field(default_factory=dict)
     benchmark_scores: dict[str, float] = Field(default_factory=dict)

@@ -13,7 +13,7 @@ from agentic_compression.records.record import Record
 __all__ = ["PLANNERS", "Constraint", "StudyConfig", "TerminationReason"]
 
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
-PLANNERS = ("auto", "hybrid", "llm", "tpe", "gp", "nsga2", "bandit", "pbt", "random")
+PLANNERS = ("auto", "greybox", "hybrid", "llm", "tpe", "gp", "nsga2", "bandit", "pbt", "random")
 
 TerminationReason = Literal[
     "max_episodes",
@@ -79,7 +79,7 @@ class StudyConfig(Record):
     episodes: int = Field(
         default=6, ge=1, le=100_000, description="compressed episodes to reach; the baseline is extra"
     )
-    planner: Literal["auto", "hybrid", "llm", "tpe", "gp", "nsga2", "bandit", "pbt", "random"] = "auto"
+    planner: Literal["auto", "greybox", "hybrid", "llm", "tpe", "gp", "nsga2", "bandit", "pbt", "random"] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**31)
     budget_hours: float | None = Field(default=None, gt=0)
     carbon_budget_kg: float | None = Field(default=None, gt=0)

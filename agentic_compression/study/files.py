@@ -9,6 +9,7 @@ from pathlib import Path
 from agentic_compression.frontier import comparable, hypervolume_by_episode, reported
 from agentic_compression.frontier.plot import frontier_html
 from agentic_compression.planning.llm import expectation_errors, planner_note, planner_usage, source_summaries
+from agentic_compression.planning.reward import rewards
 from agentic_compression.records import (
     EpisodePlan,
     EpisodeRecord,
@@ -62,6 +63,7 @@ def episode_results(record: EpisodeRecord, is_pareto_optimal: bool) -> EpisodeRe
         screening=record.screening,
         objectives=record.objectives,
         intervals=record.intervals,
+        reward=record.reward,
         report_accuracy=record.report.accuracy if record.report else None,
         report_scores={s.task: s.score.value for s in record.report.benchmarks} if record.report else {},
         energy_source=record.energy_source,
@@ -92,7 +94,8 @@ def write_study_files(
 ) -> FinalResults:
     """Rewrite ``study.json``, ``pareto_frontier.json``, ``final_results.json`` and ``pareto_visualization.html``.
 
-    Episodes' own files, which must exist, are corrected where their membership changed.
+    Episodes' own files, which must exist, are corrected where their membership or their reward changed. The reward is
+    that of ``planning.reward``, of the episodes that are ranked together.
     """
     results = final_results(config, document, records, termination, endings(folder))
     write_record(folder / "study.json", config)
@@ -100,9 +103,9 @@ def write_study_files(
     write_record(folder / "final_results.json", results)
     shown = comparable(records, document.excluded)
     write_atomically(folder / "pareto_visualization.html", frontier_html(document, shown))
-    members = {solution.episode for solution in document.solutions}
+    members, earned = {solution.episode for solution in document.solutions}, rewards(shown, config.constraints)
     for record in records:
-        _correct_membership(folder, record, record.episode in members)
+        _correct(folder, record.episode, record.episode in members, earned.get(record.episode))
     return results
 
 
@@ -172,8 +175,10 @@ def final_results(
     )
 
 
-def _correct_membership(folder: Path, record: EpisodeRecord, is_member: bool) -> None:
-    path = episode_folder(folder, record.episode) / "results.json"
+def _correct(folder: Path, episode: int, is_member: bool, reward: float | None) -> None:
+    """What of an episode's file depends on the other episodes."""
+    path = episode_folder(folder, episode) / "results.json"
     results = EpisodeResults.model_validate_json(path.read_text())
-    if results.is_pareto_optimal != is_member:
-        write_record(path, results.model_copy(update={"is_pareto_optimal": is_member}))
+    corrected = results.model_copy(update={"is_pareto_optimal": is_member, "reward": reward})
+    if corrected != results:
+        write_record(path, corrected)

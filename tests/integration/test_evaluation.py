@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from agentic_compression.checkpoints import checkpoint_ref
 from agentic_compression.evaluation.evaluate import evaluate
 from agentic_compression.evaluation.harness import quiet_harness
 from agentic_compression.evaluation.harness_tasks import benchmark_file, build_harness_task
@@ -24,7 +25,7 @@ from agentic_compression.evaluation.language_modelling import (
 )
 from agentic_compression.evaluation.quality import score_tasks
 from agentic_compression.evaluation.request import EvaluationRequest
-from agentic_compression.records import CheckpointRef, DatasetSpec, DatasetTask, EvaluationSettings
+from agentic_compression.records import DatasetSpec, DatasetTask, EvaluationSettings
 from agentic_compression.runtimes.transformers_runtime import TransformersRuntime
 from tests.conftest import SHARED
 
@@ -107,12 +108,8 @@ def _likelihood(runtime: TransformersRuntime, context: str, continuation: str) -
 
 
 def test_one_evaluation_from_end_to_end(multiple_choice: DatasetTask, tmp_path: Path) -> None:
-    from agentic_compression.storage import folder_bytes
-
     request = EvaluationRequest(
-        checkpoint=CheckpointRef(
-            path=str(MODEL), digest="stories", size_bytes=folder_bytes(MODEL), strategy_key="b", shared=True
-        ),
+        checkpoint=checkpoint_ref(MODEL, "b", shared=True),
         dataset=DatasetSpec(
             dataset="endings", name="endings", tasks=(multiple_choice,), perplexity_path=str(STORIES), digest="endings"
         ),

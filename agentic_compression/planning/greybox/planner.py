@@ -69,6 +69,7 @@ class GreyboxPlanner:
             limit: how many.
         """
         situation = situation or Situation()
+        history = sorted(history, key=lambda record: record.episode)
         tried = tried_keys(space, history)
         encoder = Encoder(space, shares_of(situation.spec))
         pool, design = pool_of(encoder, history, tried, seed)

@@ -8,18 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from agentic_compression.checkpoints import checkpoint_ref
 from agentic_compression.evaluation.evaluate import evaluate
 from agentic_compression.evaluation.memory import MemoryProbe, measure_memory
 from agentic_compression.evaluation.request import EvaluationRequest
 from agentic_compression.evaluation.store import evaluation_key
 from agentic_compression.records import (
-    CheckpointRef,
     DatasetSpec,
     DatasetTask,
     Evaluation,
     EvaluationSettings,
 )
-from agentic_compression.storage import folder_bytes
 from tests.unit.methods.tiny_models import save_tiny, tiny_model, tiny_tokenizer
 from tests.unit.runtimes.gguf_writing import write_llama
 
@@ -29,7 +28,9 @@ SETTINGS = EvaluationSettings(prompt_tokens=16, new_tokens=4, runs=3, warmup_run
 
 def write_gguf_folder(folder: Path) -> Path:
     folder.mkdir()
-    write_llama(tiny_model(), folder / "model.gguf")
+    model = tiny_model()
+    write_llama(model, folder / "model.gguf")
+    model.config.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
@@ -57,9 +58,7 @@ def dataset(tmp_path: Path) -> DatasetSpec:
 
 def request_for(folder: Path, dataset: DatasetSpec, store: Path) -> EvaluationRequest:
     return EvaluationRequest(
-        checkpoint=CheckpointRef(
-            path=str(folder), digest=folder.name, size_bytes=folder_bytes(folder), strategy_key="one"
-        ),
+        checkpoint=checkpoint_ref(folder, "one", shared=True),
         dataset=dataset,
         settings=SETTINGS,
         store_root=str(store),

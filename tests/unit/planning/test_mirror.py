@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from agentic_compression.planning import StrategyGrid, load_planner
 from agentic_compression.planning.encoding import Encoding
-from agentic_compression.planning.mirror import OptunaMirror, quiet_optuna
-from agentic_compression.records import BASELINE, EpisodeRecord, Strategy
-from tests.unit.planning.spaces import SPACE, record
+from agentic_compression.planning.mirror import CARRIED_OUT, DIRECTIONS, OptunaMirror, quiet_optuna, told_of
+from agentic_compression.records import BASELINE, Constraint, EpisodeRecord, RungReading, Situation, Strategy
+from tests.unit.planning.spaces import SPACE, fake_result, record
 
 stored_planners = pytest.mark.parametrize("name", ["tpe", "nsga2"])
 
@@ -117,6 +117,90 @@ def test_overlapping_processes_share_a_journal_and_agree(tmp_path: Path) -> None
     for process, (out, err) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, err.decode()
         assert out.decode().splitlines() == expected
+
+
+@pytest.mark.parametrize("form", ["two objectives", "another name"])
+def test_journal_of_an_earlier_form_is_made_again_and_never_read(tmp_path: Path, form: str) -> None:
+    import optuna
+
+    path = tmp_path / "journal"
+    history = _grow("tpe", None, 7, seed=0)
+    with quiet_optuna():
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+        older = OptunaMirror(Encoding(SPACE, conditional=True))._name.removeprefix("objectives5-")
+        directions = ["maximize", "minimize"] if form == "two objectives" else list(DIRECTIONS)
+        study = optuna.create_study(storage=storage, study_name=older, directions=directions)
+        for item in history[1:]:
+            encoded = Encoding(SPACE, conditional=True).encode(item.strategy)
+            assert encoded is not None
+            attributes = {"key": item.strategy.key, "episode": item.episode}
+            values = [0.9] * len(directions)
+            study.add_trial(
+                optuna.trial.create_trial(
+                    values=values, params=encoded[0], distributions=encoded[1], user_attrs=attributes
+                )
+            )
+    expected = load_planner("tpe").propose(SPACE, history, seed=0)
+    assert load_planner("tpe", path).propose(SPACE, history, seed=0) == expected
+    with quiet_optuna():
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+        assert all(name.startswith("objectives5-") for name in optuna.get_all_study_names(storage))
+    assert load_planner("tpe", path).propose(SPACE, history, seed=0) == expected
+
+
+@stored_planners
+def test_other_constraints_are_another_study_in_the_same_journal(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "journal"
+    history = _grow(name, path, 9, seed=0, fail=frozenset({3}))
+    bound = Situation(constraints=(Constraint.parse("size_ratio<=0.3"), Constraint.parse("latency_ms<=40")))
+    for situation in (bound, None, bound):
+        expected = load_planner(name).propose(SPACE, history, 0, situation)
+        assert load_planner(name, path).propose(SPACE, history, 0, situation) == expected
+
+
+def test_a_trial_that_a_killed_process_half_told_is_told_to_its_end(tmp_path: Path) -> None:
+    import optuna
+
+    grid, path = StrategyGrid(SPACE), tmp_path / "journal"
+    bound = [Constraint.parse("size_ratio<=0.01"), Constraint.parse("accuracy>=0.1")]
+    history = [record(0, BASELINE), record(1, grid.at(20))]
+    for value in (0.0, 7.0):  # what it had set: the same, then another value
+        path.unlink(missing_ok=True)
+        with quiet_optuna():
+            mirror = OptunaMirror(Encoding(SPACE, conditional=True), path, bound)
+            mirror.asked(grid.at(20))
+            study = mirror._open()
+            optuna.trial.Trial(study, study.trials[0]._trial_id).set_constraint(CARRIED_OUT, value)
+            (trial,) = mirror.recorded(history)
+            again = OptunaMirror(Encoding(SPACE, conditional=True), None, bound).recorded(history)[0]
+        assert (trial.values, trial.constraints) == (again.values, again.constraints)
+        assert trial.constraints[CARRIED_OUT] == 0.0
+
+
+def test_what_is_told_of_an_episode_by_its_status() -> None:
+    base = record(0, BASELINE).objectives
+    assert base is not None
+    size, accuracy = Constraint.parse("size_ratio<=0.5"), Constraint.parse("accuracy_drop<=0.1")
+    strategy = StrategyGrid(SPACE).at(20)
+    fine = told_of(record(1, strategy), base, [size])
+    result = fake_result(strategy)
+    assert fine is not None
+    assert fine.values == tuple(result.model_dump().values())
+    assert fine.constraints[CARRIED_OUT] == 0
+    failed = told_of(record(1, strategy, "oom"), base, [size, accuracy])
+    assert failed is not None
+    assert failed.values == (0.0, 2 * base.latency_ms, 2 * base.memory_gb, 2 * base.model_size_gb, 2 * base.co2_grams)
+    assert failed.constraints == {CARRIED_OUT: 3.0, str(size): 0.0, str(accuracy): 0.0}
+    reading = RungReading(rung=2, quantity="accuracy", value=0.2, low=0, high=1, n=5, passed=False)
+    cut = record(1, strategy, "rejected").model_copy(update={"screening": (reading,)})
+    rejected = told_of(cut, base, [size, accuracy])
+    assert rejected is not None
+    assert rejected.values == (0.2, *failed.values[1:])
+    assert rejected.constraints[CARRIED_OUT] == 0.5
+    assert rejected.constraints[str(size)] == 0.0  # it was not read
+    assert rejected.constraints[str(accuracy)] == pytest.approx(base.accuracy - 0.2 - 0.1)
+    assert told_of(cut, None, [size]) is None
+    assert told_of(record(1, strategy, "failed"), None) is None
 
 
 def test_mirror_tells_the_asked_trial_and_fails_the_stale_one(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from agentic_compression.errors import ConfigurationError, UnavailableError
+from agentic_compression.errors import ConfigurationError
+from agentic_compression.methods import search_space
 from agentic_compression.planning import (
+    CONSULTING_FACTORIES,
     PLANNER_FACTORIES,
     StrategyGrid,
     canonical,
@@ -17,7 +19,20 @@ from agentic_compression.planning import (
     select_planner,
     tried_keys,
 )
-from agentic_compression.records import BASELINE, EpisodeRecord, SearchSpace, Strategy
+from agentic_compression.planning.auto import LONG, WHOLE, search_for
+from agentic_compression.planning.reward import rewards
+from agentic_compression.records import (
+    BASELINE,
+    PLANNERS,
+    Constraint,
+    EpisodeRecord,
+    Objectives,
+    RungReading,
+    SearchSpace,
+    Situation,
+    Strategy,
+    StudyConfig,
+)
 from agentic_compression.settings import get_settings
 from tests.unit.planning.spaces import SPACE, TINY_SPACE, record
 
@@ -53,7 +68,7 @@ def test_planner_is_deterministic_whatever_the_order_of_the_history(name: str) -
     assert load_planner(name).propose(SPACE, history[::-1], seed=3) == first
 
 
-@pytest.mark.parametrize("name", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "bandit", "pbt", "random"])
 def test_planner_depends_on_the_seed(name: str) -> None:
     history = _history(SPACE, 12)
     assert len({load_planner(name).propose(SPACE, history, seed).strategy.label for seed in range(4)}) > 1
@@ -90,11 +105,12 @@ def test_planner_exhausts_a_small_space_and_says_so(name: str) -> None:
 @every_planner
 def test_planner_goes_on_after_failures_of_every_kind(name: str) -> None:
     grid, statuses = StrategyGrid(SPACE), ("failed", "oom", "timed_out", "infeasible")
-    history = [record(0, BASELINE, "failed")]
-    history += [record(n + 1, grid.at(n * 17), statuses[n % 4]) for n in range(8)]
-    proposal = load_planner(name).propose(SPACE, history, seed=0)
-    assert proposal.strategy is not None
-    assert proposal.strategy.key not in tried_keys(SPACE, history)
+    for baseline in ("failed", "succeeded"):
+        history = [record(0, BASELINE, baseline)]  # type: ignore[arg-type]
+        history += [record(n + 1, grid.at(n * 17), statuses[n % 4]) for n in range(8)]
+        proposal = load_planner(name).propose(SPACE, history, seed=0)
+        assert proposal.strategy is not None
+        assert proposal.strategy.key not in tried_keys(SPACE, history)
 
 
 @every_planner
@@ -114,6 +130,107 @@ def test_planner_ends_at_once_when_nothing_is_offered(name: str) -> None:
     assert proposal.end == "search_space_exhausted"
 
 
+@pytest.mark.parametrize(
+    ("name", "starts"),
+    [("tpe", 3), ("nsga2", 3), pytest.param("gp", 2, marks=pytest.mark.slow)],
+)
+def test_optuna_planners_search_the_whole_real_space(name: str, starts: int) -> None:
+    """Methods whose successors differ gave one name two sets of choices, which Optuna refuses."""
+    space = search_space(2)
+    grid = StrategyGrid(space)
+    for start in range(starts):
+        history = [record(0, BASELINE)]
+        history += [record(n, grid.at((start * 977_651 + n * 7_919_317) % grid.count)) for n in range(1, 8 * start + 1)]
+        for _ in range(25):
+            proposal = load_planner(name).propose(space, history, seed=start)
+            assert proposal.strategy is not None
+            assert space.problem_with(proposal.strategy) is None
+            assert proposal.strategy.key not in tried_keys(space, history)
+            history.append(record(len(history), proposal.strategy))
+        assert "judged from" in proposal.rationale
+
+
+def _flat(cost: float = 1.0, **changes: float) -> Objectives:
+    costs = dict.fromkeys(("latency_ms", "memory_gb", "model_size_gb", "co2_grams"), cost)
+    return Objectives(**{"accuracy": 0.5, **costs, **changes})
+
+
+def _nudged(objectives: Objectives, number: int) -> Objectives:
+    """A little more accurate and dearer by number, so that no two episodes are equal or dominate one another."""
+    values = {name: value * (1 + 0.001 * number) for name, value in objectives.model_dump().items()}
+    return Objectives(**values)
+
+
+def _by_turns(groups: list[list[Strategy]]) -> list[Strategy]:
+    """One of each group, then another of each, spread over the group."""
+    return [group[(turn * 5) % len(group)] for turn in range(9) for group in groups]
+
+
+def _share(name: str, better: dict[str, float], status: str = "succeeded", situation: Situation | None = None) -> float:
+    """Share of proposals with low rank, after a study in which only its results were any different from the rest."""
+    grid = StrategyGrid(SPACE)
+    by_methods: dict[tuple[str, ...], list[Strategy]] = {}  # TPE prefers whatever it never saw, so it sees everything
+    for strategy in grid:
+        by_methods.setdefault(tuple(stage.method for stage in strategy.stages), []).append(strategy)
+    low_rank = _by_turns([found for names, found in by_methods.items() if names[0] == "svd_llm"])
+    others = _by_turns([found for names, found in by_methods.items() if "svd_llm" not in names])
+    history = [record(0, BASELINE).model_copy(update={"objectives": _flat()})]
+    for number in range(1, 25):
+        own = number % 2 == 0
+        made = record(number, low_rank[number // 2] if own else others[number // 2])
+        objectives = _flat(**better) if own else _flat(0.9)
+        if name == "tpe":  # it takes one of equals for good and the others for bad
+            objectives = _nudged(objectives, number)
+        history.append(made.model_copy(update={"objectives": objectives}))
+        if own and status != "succeeded":
+            history[-1] = history[-1].model_copy(update={"objectives": None, "status": status})
+    found = [
+        load_planner(name).propose(SPACE, history, seed, situation).strategy
+        for seed in range(8 if name == "gp" else 40)
+    ]
+    return sum("svd_llm" in strategy.label for strategy in found if strategy) / len(found)
+
+
+@pytest.mark.parametrize("objective", list(Objectives.model_fields))
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "bandit", pytest.param("gp", marks=pytest.mark.slow)])
+def test_every_objective_reaches_the_search(name: str, objective: str) -> None:
+    good = {objective: 0.8 if objective == "accuracy" else 0.1}
+    bad = {objective: 0.2 if objective == "accuracy" else 1.9}
+    costs = dict.fromkeys(("latency_ms", "memory_gb", "model_size_gb", "co2_grams"), 0.9)
+    assert _share(name, costs | good) > _share(name, costs | bad) + 0.1
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "bandit"])
+def test_constraints_of_the_study_keep_a_search_away(name: str) -> None:
+    better = {"accuracy": 0.4, "model_size_gb": 0.3, "latency_ms": 0.3, "memory_gb": 0.3, "co2_grams": 0.3}
+    bound = Situation(constraints=(Constraint.parse("accuracy_drop<=0.03"),))
+    assert _share(name, better, situation=bound) < _share(name, better) - 0.1
+
+
+@pytest.mark.parametrize("status", ["oom", "rejected"])
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "bandit", pytest.param("gp", marks=pytest.mark.slow)])
+def test_failures_keep_a_search_away_from_what_is_like_them(name: str, status: str) -> None:
+    same = dict.fromkeys(("latency_ms", "memory_gb", "model_size_gb", "co2_grams"), 0.9)
+    assert _share(name, same, status) < _share(name, same | {"latency_ms": 0.8}) - 0.1
+
+
+def test_a_rejected_episode_teaches_by_what_was_read_of_it() -> None:
+    def rejected(accuracy: float) -> list[str]:
+        history = _history(SPACE, 20)
+        readings = [
+            RungReading(rung=2, quantity="accuracy", value=accuracy, low=0, high=1, n=9, passed=False),
+            RungReading(rung=0, quantity="model_size_gb", value=0.1, low=0.1, high=0.1, n=0, passed=True),
+        ]
+        for number in range(6, 16):
+            changes = {"status": "rejected", "objectives": None, "screening": tuple(readings)}
+            history[number] = history[number].model_copy(update=changes)
+        return [load_planner("pbt").propose(SPACE, history, seed).rationale for seed in range(3)] + [
+            f"{value:.6f}" for value in rewards(history).values()
+        ]
+
+    assert rejected(0.1) != rejected(0.6)
+
+
 def test_study_starts_with_baseline_then_seeds_then_the_planner() -> None:
     history: list[EpisodeRecord] = []
     sources = []
@@ -124,7 +241,7 @@ def test_study_starts_with_baseline_then_seeds_then_the_planner() -> None:
         sources.append(proposal.source)
         history.append(record(episode, proposal.strategy))
     seeds = len(seed_strategies(SPACE))
-    assert sources == ["baseline", *["seed"] * seeds, *["tpe"] * (9 - seeds)]
+    assert sources == ["baseline", *["seed"] * seeds, *["greybox"] * (9 - seeds)]
 
 
 def test_every_planner_gets_the_same_seeds() -> None:
@@ -146,9 +263,27 @@ def test_strategies_in_flight_are_not_proposed_again(tmp_path: Path) -> None:
 
 def test_auto_without_a_key_says_in_one_line_that_it_plans_by_search() -> None:
     planner, note = select_planner("auto", has_api_key=False)
-    assert planner.name == "tpe"
+    assert planner.propose(SPACE, _history(SPACE, 9), 0).source == "greybox"
+    assert "(greybox, after 1000 episodes in a large space pbt)" in note
     assert "OPENAI_API_KEY" in note
     assert "\n" not in note
+
+
+def test_auto_takes_small_steps_in_a_large_space_once_the_search_is_long() -> None:
+    large = search_space(2)
+    assert StrategyGrid(SPACE).count <= WHOLE < StrategyGrid(large).count
+    for space, episodes, expected in (
+        (SPACE, 10, "greybox"),
+        (SPACE, 10 * LONG, "greybox"),
+        (large, LONG, "greybox"),
+        (large, LONG + 1, "pbt"),
+    ):
+        assert search_for(space, episodes) == expected
+    grid = StrategyGrid(large)
+    history = [record(0, BASELINE), *(record(n, grid.at(n * 40_001)) for n in range(1, LONG + 1))]
+    chosen = load_planner("auto").propose(large, history, 0)
+    assert chosen == load_planner("pbt").propose(large, history, 0)
+    assert chosen.source == "pbt"
 
 
 @pytest.mark.parametrize("name", ["llm", "hybrid"])
@@ -159,10 +294,11 @@ def test_language_model_planner_without_a_key_is_a_usage_error(name: str) -> Non
     assert "export OPENAI_API_KEY" in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "key"), [("bandit", True), ("bandit", False), ("pbt", False)])
-def test_planner_not_built_yet_names_one_that_is(name: str, key: bool) -> None:
-    with pytest.raises(UnavailableError, match=r"not built yet in this version; use --planner tpe"):
-        select_planner(name, has_api_key=key)
+def test_every_planner_that_a_study_may_name_is_built() -> None:
+    assert set(PLANNERS) == {"auto", *PLANNER_FACTORIES, *CONSULTING_FACTORIES}
+    for name in PLANNERS:
+        assert StudyConfig(model="demo", dataset="demo", planner=name).planner == name  # type: ignore[arg-type]
+        assert load_planner(name).name == name
 
 
 def test_unknown_planner_suggests_the_nearest() -> None:
