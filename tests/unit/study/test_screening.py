@@ -11,7 +11,7 @@ import pytest
 from agentic_compression import study as domain
 from agentic_compression.evaluation.request import EvaluationRequest
 from agentic_compression.execution import TaskOutcome
-from agentic_compression.planning.mirror import result_of
+from agentic_compression.planning.reward import known_values
 from agentic_compression.records import (
     BenchmarkScore,
     CompressionOutcome,
@@ -130,8 +130,9 @@ def test_planners_learn_from_a_rejected_episode_what_was_seen_of_it(tmp_path: Pa
     record = make_record(make_plan("s", 5, "rtn"), tmp_path / "5").model_copy(
         update={"status": "rejected", "objectives": None}
     )
-    assert result_of(record.model_copy(update={"screening": READINGS})) == (0.4, 0.002)
-    assert result_of(record.model_copy(update={"screening": READINGS[:2]})) is None
+    seen = known_values(record.model_copy(update={"screening": READINGS}))
+    assert (seen["accuracy"], seen["model_size_gb"]) == (0.4, 0.002)
+    assert "accuracy" not in known_values(record.model_copy(update={"screening": READINGS[:2]}))
 
 
 def _dataset() -> DatasetSpec:
