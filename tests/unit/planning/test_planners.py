@@ -131,23 +131,25 @@ def test_planner_ends_at_once_when_nothing_is_offered(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "starts"),
-    [("tpe", 3), ("nsga2", 3), pytest.param("gp", 2, marks=pytest.mark.slow)],
+    ("name", "starts", "proposals"),
+    [("tpe", 3, 25), ("nsga2", 3, 25), pytest.param("gp", 2, 14, marks=pytest.mark.slow)],
 )
-def test_optuna_planners_search_the_whole_real_space(name: str, starts: int) -> None:
+def test_optuna_planners_search_the_whole_real_space(name: str, starts: int, proposals: int) -> None:
     """Methods whose successors differ gave one name two sets of choices, which Optuna refuses."""
     space = search_space(2)
     grid = StrategyGrid(space)
     for start in range(starts):
         history = [record(0, BASELINE)]
         history += [record(n, grid.at((start * 977_651 + n * 7_919_317) % grid.count)) for n in range(1, 8 * start + 1)]
-        for _ in range(25):
+        rationales = []
+        for _ in range(proposals):
             proposal = load_planner(name).propose(space, history, seed=start)
+            rationales.append(proposal.rationale)
             assert proposal.strategy is not None
             assert space.problem_with(proposal.strategy) is None
             assert proposal.strategy.key not in tried_keys(space, history)
             history.append(record(len(history), proposal.strategy))
-        assert "judged from" in proposal.rationale
+        assert any("judged from" in rationale for rationale in rationales)
 
 
 def _flat(cost: float = 1.0, **changes: float) -> Objectives:
