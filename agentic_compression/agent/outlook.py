@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from statistics import NormalDist
 
@@ -12,15 +11,12 @@ from agentic_compression.agent.plan import Outlook, Triple
 from agentic_compression.agent.wish import Goal
 from agentic_compression.pareto import COST_FACTOR
 from agentic_compression.planning.greybox import GreyboxPlanner
-from agentic_compression.planning.grid import canonical
+from agentic_compression.planning.grid import canonical, tried_keys
 from agentic_compression.records import (
     Constraint,
     EpisodeRecord,
     Expected,
-    MethodDescription,
     Objectives,
-    ParameterValue,
-    SearchSpace,
     Strategy,
 )
 
@@ -33,30 +29,17 @@ _RATIO_OF: dict[Goal, str] = {
     "co2_grams": "co2_ratio",
 }
 _UNIT = Objectives(accuracy=1.0, latency_ms=1.0, memory_gb=1.0, model_size_gb=1.0, co2_grams=1.0)
-_MOST = 4096
-_KEPT_WHOLE = "type"  # the optimizer reads its choices as numbers where all of them have known bits
 
 
 def expectations(desk: Desk, strategies: Sequence[Strategy], records: Sequence[EpisodeRecord]) -> dict[str, Expected]:
-    """The optimizer's expectations by key of the canonical form; none of what was tried or is not legal.
-
-    The optimizer is asked for all candidates of a space that holds hardly more than these strategies.
-    """
+    """The optimizer's expectations by key of the canonical form; none of what was tried or is not legal."""
     space = desk.healing_space
-    groups: dict[tuple[str, ...], list[Strategy]] = defaultdict(list)
-    for strategy in strategies:
-        if space.problem_with(strategy) is None:
-            plain = canonical(space, strategy)
-            groups[tuple(stage.method for stage in plain.stages)].append(plain)
+    tried = tried_keys(space, records)
+    legal = [canonical(space, strategy) for strategy in strategies if space.problem_with(strategy) is None]
+    open_ = {strategy.key: strategy for strategy in legal if strategy.key not in tried}
     situation = desk.situation(desk.baseline(records))
-    found: dict[str, Expected] = {}
-    for group in groups.values():
-        wanted = {strategy.key for strategy in group}
-        narrow = _narrowed(space, group)
-        for candidate in GreyboxPlanner().candidates(narrow, records, desk.config.seed, situation, _MOST):
-            if candidate.strategy.key in wanted:
-                found[candidate.strategy.key] = candidate.expected
-    return found
+    expected = GreyboxPlanner().forecast(space, list(open_.values()), records, situation)
+    return dict(zip(open_, expected, strict=True))
 
 
 def outlook_of(desk: Desk, expected: Expected, baseline: Objectives | None) -> Outlook:
@@ -110,34 +93,3 @@ def _holds(constraint: Constraint, expected: Expected, baseline: Objectives) -> 
     value, low, high = expected["model_size_gb" if ratio else constraint.quantity]
     spread = max(math.log(max(high, 1e-12) / max(low, 1e-12)) / 3.92, 1e-6)
     return normal.cdf(sign * math.log(max(bound, 1e-12) / max(value, 1e-12)) / spread)
-
-
-def _narrowed(space: SearchSpace, group: Sequence[Strategy]) -> SearchSpace:
-    """The space with these strategies' methods alone on offer, in these values alone.
-
-    All methods stay known, so that everything measured with them still counts.
-    """
-    used: dict[str, dict[str, list[ParameterValue]]] = defaultdict(lambda: defaultdict(list))
-    for strategy in group:
-        for stage in strategy.stages:
-            for name, value in stage.parameters.items():
-                if value not in used[stage.method][name]:
-                    used[stage.method][name].append(value)
-    names = {stage.method for strategy in group for stage in strategy.stages}
-    methods = tuple(
-        _with_values(method, used[method.name])
-        if method.name in names
-        else method.model_copy(update={"available": False})
-        for method in space.methods
-    )
-    return space.model_copy(update={"methods": methods, "max_stages": max(len(s.stages) for s in group) or 1})
-
-
-def _with_values(method: MethodDescription, values: dict[str, list[ParameterValue]]) -> MethodDescription:
-    parameters = tuple(
-        parameter.model_copy(update={"kind": "choice", "choices": tuple(values[parameter.name])})
-        if values.get(parameter.name) and parameter.name != _KEPT_WHOLE
-        else parameter
-        for parameter in method.parameters
-    )
-    return method.model_copy(update={"parameters": parameters})

@@ -31,8 +31,8 @@ def read_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
     Returns:
         The rows.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:limit]]
+    lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: texts may hold other line separators
+    return [json.loads(line) for line in lines[:limit] if line]
 
 
 @torch.inference_mode()

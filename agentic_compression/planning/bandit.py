@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING
 
 from agentic_compression.pareto import NAMES
 from agentic_compression.planning.grid import StrategyGrid, canonical, tried_keys
-from agentic_compression.planning.moves import is_legal, parameter_moves, sequence_of
+from agentic_compression.planning.moves import is_legal, sequence_of
+from agentic_compression.planning.nearest import nearest_untried
 from agentic_compression.planning.reward import LOWEST, present_rewards, rewards
 from agentic_compression.records import EpisodeRecord, Proposal, SearchSpace, Situation, Stage, Strategy
 
@@ -48,7 +49,6 @@ _NEW = 2  # settings of an arm before its best is searched around
 _METHOD, _OWN, _NOISE = 0.05, 0.02, 0.03  # standard deviations of the effects, in the unit of the reward
 _BELOW, _ABOVE = 0.25, 0.1  # the median of the measured: how far from it the model takes a reward to be
 _AGEING = 0.97  # weight of a reward that is one episode older
-_LOOKED_AT = 400  # settings that a local search looks at
 _DRAWS = 64
 
 
@@ -215,7 +215,7 @@ def _setting(
     """An untried setting of an arm and how it was found."""
     if len(pulls) >= _NEW:
         best = max(pulls, key=lambda pull: pull.present)
-        near = _nearest_untried(grid.space, best.strategy, tried)
+        near = nearest_untried(grid.space, best.strategy, tried)
         if near:
             steps = f"{len(near)} untried neighbours of its best, {grid.space.brief(best.strategy)}"
             return draw.choice(near), f"one of {steps}"
@@ -225,21 +225,7 @@ def _setting(
         if strategy.key not in tried:
             return strategy, "its setting drawn uniformly"
     for pull in pulls:
-        near = _nearest_untried(grid.space, pull.strategy, tried)
+        near = nearest_untried(grid.space, pull.strategy, tried)
         if near:
             return draw.choice(near), "one of the last settings left"
     return None, ""
-
-
-def _nearest_untried(space: SearchSpace, start: Strategy, tried: frozenset[str]) -> list[Strategy]:
-    """The untried settings with the fewest steps from the start, all of the same number of steps."""
-    seen, level = {start.key}, [start]
-    while level and len(seen) <= _LOOKED_AT:
-        following = {move.key: move for strategy in level for move in parameter_moves(space, strategy)}
-        fresh = {key: move for key, move in following.items() if key not in seen}
-        untried = [move for key, move in fresh.items() if key not in tried]
-        if untried:
-            return untried
-        seen |= set(fresh)
-        level = list(fresh.values())
-    return []

@@ -14,10 +14,14 @@ Latency, memory and CO2 are measurements with noise, so two runs of one study ma
 history always gives the same proposal: it is a pure function of (space, history, seed, constraints). The sampler is
 made anew for each, seeded by the seed and the number of recorded episodes, and asked in a working study that holds the
 recorded trials in the order of the episodes, whether these were in the journal already or have just been added.
+
+A sampler may name what was tried over and over, because it does not know that a result is certain. After a few
+questions the nearest untried neighbour of its last suggestion is proposed, one or more steps of a parameter away.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,6 +30,7 @@ from agentic_compression.pareto import NAMES
 from agentic_compression.planning.encoding import Encoding
 from agentic_compression.planning.grid import StrategyGrid, tried_keys
 from agentic_compression.planning.mirror import CARRIED_OUT, DIRECTIONS, OptunaMirror, quiet_optuna
+from agentic_compression.planning.nearest import nearest_untried
 from agentic_compression.planning.reward import baseline_objectives
 from agentic_compression.records import (
     EpisodeRecord,
@@ -55,7 +60,7 @@ class _Search(NamedTuple):
     sampler: Callable[[int], BaseSampler]
     conditional: bool
     startup: int
-    attempts: int  # questions before an untried strategy is drawn at random
+    attempts: int  # questions before a neighbour of what it suggests is looked for
     replay: bool  # the sampler keeps state in trials it was asked for, so that they must be asked for again
     merged: bool  # it is told accuracy and one mean cost instead of five objectives
     idea: str
@@ -91,24 +96,31 @@ class OptunaPlanner:
                 reason = f"all {grid.count} strategies were tried"
                 return Proposal(end="search_space_exhausted", source=self.name, rationale=reason)
             learned = _learned(self._search, trials, baseline_objectives(history))
-            strategy, rationale = self._ask(space, learned, tried, _sampler_seed(seed, len(history)))
+            strategy, how = self._ask(space, learned, tried, _sampler_seed(seed, len(history)))
             if strategy is None:
                 strategy = fallback
             mirror.asked(strategy)
-        return Proposal(strategy=strategy, source=self.name, rationale=rationale)
+        return Proposal(strategy=strategy, source=self.name, rationale=f"{self.name}: {how}")
 
     def _ask(
         self, space: SearchSpace, trials: Sequence[FrozenTrial], tried: frozenset[str], seed: int
     ) -> tuple[Strategy | None, str]:
         search, encoding = self._search, Encoding(space, self._search.conditional)
-        study = _working_study(search, trials, seed)
+        study, suggested = _working_study(search, trials, seed), dict[str, Strategy]()
         for _ in range(search.attempts):
             trial = study.ask()
             strategy = encoding.suggest(trial)
             if not strategy.is_baseline and strategy.key not in tried:
-                return strategy, _rationale(search, trials)
+                return strategy, _reason(search, trials)
+            suggested.pop(strategy.key, None)
+            suggested[strategy.key] = strategy
             study.tell(trial, state=_failed_state())
-        return None, f"{search.name}: its {search.attempts} suggestions had all been tried, so an untried one was drawn"
+        repeated = f"its {search.attempts} suggestions had all been tried"
+        for last in reversed(suggested.values()):
+            if near := nearest_untried(space, last, tried):
+                chosen = random.Random(seed).choice(near)  # noqa: S311 - a search, not a secret
+                return chosen, f"{_reason(search, trials)}; {repeated}: the nearest untried to {space.brief(last)}"
+        return None, f"{repeated} and all beside them, so an untried strategy was drawn at random"
 
 
 def tpe_planner(storage_path: Path | None = None) -> OptunaPlanner:
@@ -200,13 +212,13 @@ def _measured(trials: Sequence[FrozenTrial]) -> int:
     return sum(trial.constraints.get(CARRIED_OUT, 0.0) <= 0 for trial in trials)
 
 
-def _rationale(search: _Search, trials: Sequence[FrozenTrial]) -> str:
+def _reason(search: _Search, trials: Sequence[FrozenTrial]) -> str:
     measured = _measured(trials)
     if measured < search.startup:
-        return f"{search.name}: drawn at random, {measured} results are too few to learn from (needs {search.startup})"
+        return f"drawn at random, {measured} results are too few to learn from (needs {search.startup})"
     others = len(trials) - measured
     without = f" and {others} episodes without a full result" if others else ""
-    return f"{search.name}: judged from {measured} results{without}, {search.idea}"
+    return f"judged from {measured} results{without}, {search.idea}"
 
 
 def _sampler_seed(seed: int, episodes: int) -> int:

@@ -81,8 +81,8 @@ def rewards(
     archive = _Archive(yardstick.baseline)
     found = {}
     for record in _compressed(history):
-        added = archive.add(record.objectives) if _is_measured(record) and record.objectives else 0.0
-        found[record.episode] = yardstick.reward(record, added)
+        objectives = _measured(record)
+        found[record.episode] = yardstick.reward(record, archive.add(objectives) if objectives else 0.0)
     return found
 
 
@@ -101,16 +101,14 @@ def present_rewards(
     yardstick = _Yardstick.of(history, constraints, weights)
     if yardstick is None:
         return rewards(history)
-    records = _compressed(history)
-    measured = [record.objectives for record in records if _is_measured(record) and record.objectives]
+    measured = [(record, _measured(record)) for record in _compressed(history)]
     archive = _Archive(yardstick.baseline)
-    for objectives in measured:
-        archive.add(objectives)
+    for _, objectives in measured:
+        if objectives:
+            archive.add(objectives)
     return {
-        record.episode: yardstick.reward(
-            record, archive.part_of(record.objectives) if _is_measured(record) and record.objectives else 0.0
-        )
-        for record in records
+        record.episode: yardstick.reward(record, archive.part_of(objectives) if objectives else 0.0)
+        for record, objectives in measured
     }
 
 
@@ -146,8 +144,8 @@ def judged_on(constraint: Constraint) -> str:
 
 def known_values(record: EpisodeRecord) -> dict[str, float]:
     """Objectives that were read of an episode: all of a measured one, of a rejected one those that its rungs read."""
-    if _is_measured(record) and record.objectives is not None:
-        return {name: float(getattr(record.objectives, name)) for name in NAMES}
+    if objectives := _measured(record):
+        return {name: float(getattr(objectives, name)) for name in NAMES}
     if record.status != "rejected":
         return {}
     return {
@@ -165,7 +163,7 @@ def assumed(record: EpisodeRecord, baseline: Objectives) -> Objectives:
 
 def baseline_objectives(history: Sequence[EpisodeRecord]) -> Objectives | None:
     """Of episode 0, where it was measured."""
-    return next((record.objectives for record in history if record.episode == 0 and _is_measured(record)), None)
+    return next((found for record in history if record.episode == 0 and (found := _measured(record))), None)
 
 
 class _Yardstick:
@@ -249,13 +247,12 @@ def _compressed(history: Sequence[EpisodeRecord]) -> list[EpisodeRecord]:
     return [found[episode] for episode in sorted(found)]
 
 
-def _is_measured(record: EpisodeRecord) -> bool:
-    return (
-        record.status == "succeeded"
-        and record.objectives is not None
-        and all(math.isfinite(value) for value in record.objectives.model_dump().values())
-    )
+def _measured(record: EpisodeRecord) -> Objectives | None:
+    """The objectives of an episode that succeeded with finite ones."""
+    if record.status != "succeeded" or record.objectives is None:
+        return None
+    return record.objectives if all(map(math.isfinite, record.objectives.model_dump().values())) else None
 
 
 def _gave_nothing(record: EpisodeRecord) -> bool:
-    return record.status != "rejected" and not _is_measured(record)
+    return record.status != "rejected" and _measured(record) is None

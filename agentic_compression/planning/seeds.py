@@ -9,7 +9,10 @@ from __future__ import annotations
 from agentic_compression.planning.grid import canonical, parameter_values
 from agentic_compression.records import MethodDescription, Parameter, ParameterValue, SearchSpace, Stage, Strategy
 
-__all__ = ["seed_strategies"]
+__all__ = ["SEEDS", "seed_strategies"]
+
+SEEDS = 2
+"""So many before the planner decides: on recorded results more of them delay it (docs/measurements/planners.md)."""
 
 Wish = tuple[tuple[str, ...], dict[str, ParameterValue]]  # methods by preference, parameter values
 
@@ -31,7 +34,7 @@ _WISHES: tuple[tuple[tuple[Wish, ...], str], ...] = (
 )
 
 
-def seed_strategies(space: SearchSpace, limit: int = 8) -> tuple[tuple[Strategy, str], ...]:
+def seed_strategies(space: SearchSpace, limit: int = SEEDS) -> tuple[tuple[Strategy, str], ...]:
     """Sensible strategies of this space with a reason each, in the order to try them.
 
     The first five span the trade-off from 8 bits to 2. Values that the space does not allow are replaced by the

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from agentic_compression.checkpoints.gguf_bits import USUAL_SHAPE, DenseShape, mixture_bits
+from agentic_compression.checkpoints.gguf_types import FILE_TYPES
 from agentic_compression.planning.greybox.features import Columns, Design, bits_of
 from agentic_compression.planning.greybox.priors import cost_deviations
 from agentic_compression.records import ModelSpec, Strategy
@@ -45,11 +47,19 @@ _BELIEFS = {
 
 @dataclass(frozen=True)
 class Shares:
-    """Parts of a model's bytes: MLP and attention matrices; the rest is embeddings and norms."""
+    """Parts of a model's bytes: MLP and attention matrices; the rest is embeddings and norms.
+
+    Attributes:
+        mlp: share of the MLPs' matrices.
+        attention: share of attention's matrices.
+        stored_bits: bits a weight of the model as it is.
+        shape: widths that decide what a GGUF type comes to.
+    """
 
     mlp: float
     attention: float
     stored_bits: float
+    shape: DenseShape = USUAL_SHAPE
 
 
 def shares_of(spec: ModelSpec | None) -> Shares:
@@ -61,7 +71,16 @@ def shares_of(spec: ModelSpec | None) -> Shares:
     matrices = 2 if spec.gated is False else 3
     mlp = matrices * hidden * (spec.intermediate_size or 4 * hidden) * max(1, spec.experts or 1)
     whole = max(spec.parameters, spec.layers * (attention + mlp))
-    return Shares(spec.layers * mlp / whole, spec.layers * attention / whole, 8 * spec.bytes_per_parameter)
+    shape = DenseShape(
+        layers=spec.layers,
+        hidden=hidden,
+        queries=head * spec.heads,
+        keys=head * (spec.kv_heads or spec.heads),
+        mlp=spec.intermediate_size or 4 * hidden,
+        vocabulary=spec.vocabulary or USUAL_SHAPE.vocabulary,
+        tied=bool(spec.tied_embeddings),
+    )
+    return Shares(spec.layers * mlp / whole, spec.layers * attention / whole, 8 * spec.bytes_per_parameter, shape)
 
 
 def size_ratio(strategy: Strategy, shares: Shares) -> float:
@@ -71,7 +90,7 @@ def size_ratio(strategy: Strategy, shares: Shares) -> float:
     unless a later stage packs the weights into another format; GGUF packs the embeddings too.
     """
     mlp, attention, rest = shares.mlp, shares.attention, max(0.0, 1 - shares.mlp - shares.attention)
-    bits, sparse = shares.stored_bits, 0.0
+    bits, sparse, whole_file = shares.stored_bits, 0.0, None
     for stage in strategy.stages:
         values = stage.parameters
         share, ratio = _number(values.get("share")), _number(values.get("rank_ratio"))
@@ -89,11 +108,14 @@ def size_ratio(strategy: Strategy, shares: Shares) -> float:
                 if values.get("pattern", "unstructured") not in {"unstructured", ""}
                 else _number(values["sparsity"])
             )
-        if (found := bits_of(stage)) is not None:
+        if stage.method == "gguf" and values.get("type") in FILE_TYPES:
+            whole_file = mixture_bits(str(values["type"]), shares.shape)
+        elif (found := bits_of(stage)) is not None:
             group = _number(values.get("group_size"))  # 0 or less: one scale a row, which hardly counts
             bits, sparse = found + ((16 + found) / group if group > 0 else 0.0), 0.0
-            if stage.method == "gguf":
-                rest *= min(1.0, max(bits, 6.5) / shares.stored_bits)
+    if whole_file is not None:
+        parts = ((mlp, whole_file.mlp), (attention, whole_file.attention), (rest, whole_file.embeddings))
+        return sum(part * bits for part, bits in parts) / shares.stored_bits
     stored = bits / shares.stored_bits
     if sparse:
         stored = min(1.0, 1 - sparse + 1 / shares.stored_bits)
@@ -132,12 +154,10 @@ class CostModel:
             return
         columns = design.last_and_earlier
         left = np.log(ratios) - self._belief.of_size * design.log_size - columns @ self._expected
-        gram = columns * self._prior
         beyond = np.zeros(len(left)) if elsewhere is None else elsewhere
-        kernel = gram @ columns.T + np.diag(self._belief.noise**2 + beyond**2)
-        solved = np.linalg.solve(kernel, np.column_stack([left, gram]))
-        self._mode = gram.T @ solved[:, 0]
-        self._covariance = np.diag(self._prior) - gram.T @ solved[:, 1:]
+        weighted = columns / (self._belief.noise**2 + beyond**2)[:, None]
+        self._covariance = np.linalg.inv(np.diag(1 / self._prior) + weighted.T @ columns)
+        self._mode = self._covariance @ (weighted.T @ left)
 
     def predict(self, design: Design) -> tuple[Array, Array]:
         """Mean and standard deviation of the logarithm of the ratio, each ``(n,)``."""

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from agentic_compression.checkpoints.gguf_bits import mixture_bits
+from agentic_compression.checkpoints.gguf_types import FILE_TYPES
 from agentic_compression.records import Parameter, ParameterValue, SearchSpace, Stage, Strategy
 
 if TYPE_CHECKING:
@@ -21,23 +23,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-__all__ = ["BITS_OF_TYPE", "Columns", "Design", "bits_of"]
-
-BITS_OF_TYPE: dict[str, float] = {
-    "F16": 16.0,
-    "BF16": 16.0,
-    "Q8_0": 8.5,
-    "Q6_K": 6.56,
-    "Q5_K_M": 5.67,
-    "Q5_K_S": 5.53,
-    "Q4_K_M": 4.83,
-    "Q4_K_S": 4.57,
-    "Q4_0": 4.55,
-    "Q3_K_M": 3.89,
-    "Q3_K_S": 3.48,
-    "Q2_K": 2.96,
-}
-"""Bits a weight of GGUF types, scales included (llama.cpp's ``llama-quantize`` on an 8 billion parameter Llama)."""
+__all__ = ["Columns", "Design", "bits_of"]
 
 _REFERENCE_BITS = 4.0
 _ROW = 1024.0  # weights of a row, where a group is a row
@@ -45,7 +31,10 @@ _FIXED_BITS = {"int8": 8.0, "nf4": 4.5}
 
 
 def bits_of(stage: Stage) -> float | None:
-    """Bits a weight takes after this stage, scales not counted; None when it does not change the number format."""
+    """Bits a weight takes after this stage; None when it does not change the number format.
+
+    Scales of groups are not counted, those of a GGUF type are: they are part of it.
+    """
     if stage.method in _FIXED_BITS:
         return _FIXED_BITS[stage.method]
     for name in ("bits", "target_bits"):
@@ -53,7 +42,7 @@ def bits_of(stage: Stage) -> float | None:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
     kind = stage.parameters.get("type")
-    return BITS_OF_TYPE.get(kind) if isinstance(kind, str) else None
+    return mixture_bits(kind).overall if kind in FILE_TYPES else None
 
 
 @dataclass(frozen=True)
@@ -171,7 +160,7 @@ class Columns:
 
 def _is_number(parameter: Parameter) -> bool:
     if parameter.kind != "choice" or parameter.name == "type":
-        return parameter.name != "type" or all(value in BITS_OF_TYPE for value in parameter.choices)
+        return parameter.name != "type" or all(value in FILE_TYPES for value in parameter.choices)
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in parameter.choices)
 
 
@@ -190,7 +179,7 @@ _UNITS: dict[str, Callable[[float], float]] = {
 
 def _scaled(parameter: Parameter, value: ParameterValue) -> float:
     if isinstance(value, str):
-        return BITS_OF_TYPE.get(value, _REFERENCE_BITS) - _REFERENCE_BITS
+        return (mixture_bits(value).overall if value in FILE_TYPES else _REFERENCE_BITS) - _REFERENCE_BITS
     number = float(value)
     if parameter.name in _UNITS:
         return _UNITS[parameter.name](number)

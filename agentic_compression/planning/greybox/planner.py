@@ -12,10 +12,11 @@ from pathlib import Path
 from agentic_compression.planning.greybox.costs import shares_of
 from agentic_compression.planning.greybox.pool import Encoder, pool_of
 from agentic_compression.planning.greybox.posterior import Posterior
-from agentic_compression.planning.grid import StrategyGrid, tried_keys
+from agentic_compression.planning.grid import StrategyGrid, canonical, tried_keys
 from agentic_compression.records import (
     Candidate,
     EpisodeRecord,
+    Expected,
     Proposal,
     SearchSpace,
     Situation,
@@ -91,6 +92,27 @@ class GreyboxPlanner:
             )
             for i in _varied(order, pool, limit)
         )
+
+    def forecast(
+        self,
+        space: SearchSpace,
+        strategies: Sequence[Strategy],
+        history: Sequence[EpisodeRecord],
+        situation: Situation | None = None,
+    ) -> tuple[Expected, ...]:
+        """What is expected of given strategies, in their order.
+
+        Args:
+            space: the methods on offer.
+            strategies: of this space.
+            history: everything recorded of the study.
+            situation: see ``candidates``.
+        """
+        situation = situation or Situation()
+        encoder = Encoder(space, shares_of(situation.spec))
+        beliefs = Posterior(encoder, sorted(history, key=lambda record: record.episode), situation)
+        found = beliefs.forecast(encoder.design([canonical(space, strategy) for strategy in strategies]))
+        return tuple(found.expected(index) for index in range(len(strategies)))
 
 
 def greybox_planner(storage_path: Path | None = None) -> GreyboxPlanner:

@@ -16,13 +16,13 @@ from agentic_compression.pareto import loss_rows
 from agentic_compression.planning.greybox.costs import Shares, size_ratio
 from agentic_compression.planning.greybox.features import Columns, Design
 from agentic_compression.planning.grid import StrategyGrid, canonical, parameter_values
+from agentic_compression.planning.moves import is_legal, parameter_moves
 from agentic_compression.records import (
     EpisodeRecord,
     MethodDescription,
     Parameter,
     ParameterValue,
     SearchSpace,
-    Stage,
     Strategy,
 )
 
@@ -80,15 +80,12 @@ def coarse(space: SearchSpace) -> SearchSpace:
     return space.model_copy(update={"methods": tuple(_coarse_method(method) for method in space.methods)})
 
 
-def neighbours(space: SearchSpace, strategy: Strategy) -> Iterator[Strategy]:
+def neighbours(space: SearchSpace, strategy: Strategy) -> tuple[Strategy, ...]:
     """Legal strategies that differ in one parameter by one step, or lack one stage."""
-    for number, stage in enumerate(strategy.stages):
-        method = space.method(stage.method)
-        for parameter in method.parameters if method else ():
-            for value in _next_to(parameter, stage.parameters.get(parameter.name, parameter.default)):
-                changed = Stage(method=stage.method, parameters={**stage.parameters, parameter.name: value})
-                yield from _legal(space, (*strategy.stages[:number], changed, *strategy.stages[number + 1 :]))
-        yield from _legal(space, (*strategy.stages[:number], *strategy.stages[number + 1 :]))
+    stages = canonical(space, strategy).stages
+    fewer = (Strategy(stages=(*stages[:place], *stages[place + 1 :])) for place in range(len(stages)))
+    shorter = (canonical(space, found) for found in fewer if is_legal(space, found))
+    return (*parameter_moves(space, strategy), *shorter)
 
 
 def _near_the_best(space: SearchSpace, history: Sequence[EpisodeRecord]) -> Iterator[Strategy]:
@@ -100,24 +97,7 @@ def _near_the_best(space: SearchSpace, history: Sequence[EpisodeRecord]) -> Iter
     best = moocore.is_nondominated(loss_rows([record.objectives for record in measured if record.objectives]))
     for record, stands in zip(measured, best, strict=True):
         if stands:
-            yield from neighbours(space, canonical(space, record.strategy))
-
-
-def _legal(space: SearchSpace, stages: tuple[Stage, ...]) -> Iterator[Strategy]:
-    found = canonical(space, Strategy(stages=stages))
-    if not found.is_baseline and space.problem_with(found) is None:
-        yield found
-
-
-def _next_to(parameter: Parameter, value: ParameterValue) -> tuple[ParameterValue, ...]:
-    values = parameter_values(parameter)
-    if value not in values:
-        return ()
-    place = values.index(value)
-    if parameter.kind == "choice" and any(isinstance(v, str | bool) for v in values):
-        return tuple(other for other in values if other != value)
-    step = 1 if len(values) <= 20 else max(1, len(values) // 20)
-    return tuple(values[near] for near in (place - step, place + step) if 0 <= near < len(values))
+            yield from neighbours(space, record.strategy)
 
 
 @lru_cache(maxsize=4)

@@ -96,7 +96,7 @@ class Posterior:
         limits = np.array([float(getattr(reference, name)) for name in COSTS])
         costs = np.stack([forecast.costs[name] for name in COSTS], axis=1) / np.maximum(limits, 1e-12)
         losses = forecast.losses / (1 - reference.accuracy)
-        chance = self._feasible(pool) * self._allowed(forecast, baseline)
+        chance = self._feasible(pool) * self._allowed(forecast)
         return expected_gain(members, costs, losses, forecast.scatter, chance * weight, best)
 
     def seconds(self, design: Design) -> Array:
@@ -151,21 +151,24 @@ class Posterior:
                 found[row] *= (done + 1.0) / (total + 1.0)
         return found
 
-    def _allowed(self, forecast: Forecast, baseline: Objectives) -> Array:
-        """Probability of satisfying the study's constraints."""
+    def _allowed(self, forecast: Forecast) -> Array:
+        """Probability of satisfying the study's constraints; those in units only once there is a baseline in units."""
         from scipy.special import ndtr
 
-        found = np.ones(len(forecast.accuracy))
+        baseline, found = self._baseline or _UNIT, np.ones(len(forecast.accuracy))
         for constraint in self._situation.constraints:
             sign = 1.0 if constraint.operator == "<=" else -1.0
+            relative = constraint.quantity in {"accuracy_drop", "size_ratio"}
+            if self._baseline is None and not relative:
+                continue
             if constraint.quantity in {"accuracy", "accuracy_drop"}:
                 values = 1 - forecast.losses
-                values = baseline.accuracy - values if constraint.quantity == "accuracy_drop" else values
+                values = baseline.accuracy - values if relative else values
                 inside = ndtr(sign * (constraint.bound - values) / max(forecast.scatter, 1e-6))
                 found *= inside.mean(axis=1)
                 continue
-            name = "model_size_gb" if constraint.quantity == "size_ratio" else constraint.quantity
-            bound = constraint.bound * (baseline.model_size_gb if constraint.quantity == "size_ratio" else 1.0)
+            name = "model_size_gb" if relative else constraint.quantity
+            bound = constraint.bound * (baseline.model_size_gb if relative else 1.0)
             distance = math.log(max(bound, 1e-12)) - np.log(forecast.costs[name])
             found *= ndtr(sign * distance / forecast.spread[name])
         return found

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from agentic_compression.methods import search_space
 from agentic_compression.planning import StrategyGrid, canonical, load_planner, tried_keys
-from agentic_compression.planning.bandit import BanditPlanner, _nearest_untried, _open_arms, drawn_weights
+from agentic_compression.planning.bandit import BanditPlanner, _open_arms, drawn_weights
 from agentic_compression.planning.moves import sequence_of
+from agentic_compression.planning.nearest import nearest_untried
 from agentic_compression.records import (
     BASELINE,
     Constraint,
@@ -132,7 +133,7 @@ def test_nearest_untried_is_the_nearest_by_distance_on_the_grid(start: int, trie
     free = [s for s in strategies if s.key not in keys and s.key != strategies[start].key]
     nearest = min((distance(strategy) for strategy in free), default=0)
     expected = {strategy.key for strategy in free if distance(strategy) == nearest}
-    assert {strategy.key for strategy in _nearest_untried(one, strategies[start], keys)} == expected
+    assert {strategy.key for strategy in nearest_untried(one, strategies[start], keys)} == expected
 
 
 def test_constraints_change_what_pays() -> None:

@@ -315,3 +315,34 @@ def test_beliefs_cover_every_column() -> None:
         beliefs: Beliefs = damage_beliefs(Columns(space))
         assert (beliefs.deviation > 0).all()
         assert np.isfinite(beliefs.mean).all()
+
+
+def test_constraints_in_units_wait_for_a_baseline_in_units() -> None:
+    """Before the baseline is measured, a bound of so many GB says nothing about proportions of it."""
+    bound = Situation(constraints=(Constraint.parse("model_size_gb<=0.001"), Constraint.parse("latency_ms<=0.1")))
+    planner = GreyboxPlanner()
+    assert planner.candidates(SPACE, [], 0, bound, limit=5) == planner.candidates(SPACE, [], 0, limit=5)
+    relative = Situation(constraints=(Constraint.parse("size_ratio<=0.25"),))
+    first = planner.propose(SPACE, [], 0, relative)
+    assert first.expected["model_size_gb"][0] < 0.27
+
+
+def test_a_forecast_is_what_a_candidate_expects() -> None:
+    history = [record("baseline", 0, 1.0, 1.0), record("rtn:bits=4,group_size=64", 1, 0.9, 0.4, kl=0.02)]
+    planner = GreyboxPlanner()
+    candidates = planner.candidates(SPACE, history, 0, limit=5)
+    found = planner.forecast(SPACE, [candidate.strategy for candidate in candidates], history)
+    assert list(found) == [candidate.expected for candidate in candidates]
+    assert planner.forecast(SPACE, [], history) == ()
+
+
+def test_every_gguf_type_on_offer_has_its_bits() -> None:
+    """Types of the real method, importance-weighted ones among them, are one number to the planner and shrink."""
+    method = next(method for method in search_space(1).methods if method.name == "gguf")
+    types = [str(value) for value in method.parameter("type").choices]  # type: ignore[union-attr]
+    assert {"IQ4_XS", "IQ2_XXS", "Q4_K_M"} <= set(types)
+    sizes = {name: size_ratio(Strategy.parse(f"gguf:type={name}"), SHARES) for name in types}
+    assert sizes["IQ2_XXS"] < sizes["Q2_K"] < sizes["IQ3_S"] < sizes["Q4_K_M"] < sizes["Q8_0"] < 0.6
+    names = Columns(SearchSpace(methods=(method,), max_stages=1)).names
+    assert "gguf.type" in names
+    assert not [name for name in names if name.startswith("gguf.type=")]

@@ -103,16 +103,16 @@ def test_draw_untried_finds_the_last_one_and_then_none() -> None:
 
 
 def test_seeds_are_legal_distinct_and_span_the_trade_off() -> None:
-    seeds = [strategy for strategy, _ in seed_strategies(SPACE)]
+    seeds = [strategy for strategy, _ in seed_strategies(SPACE, limit=8)]
     assert len({strategy.key for strategy in seeds}) == len(seeds) >= 6
     assert all(SPACE.problem_with(strategy) is None for strategy in seeds)
     bits = [strategy.stages[-1].parameters.get("bits") for strategy in seeds[:4]]
     assert sorted(bits) == [2, 3, 4, 8]
-    assert all(reason for _, reason in seed_strategies(SPACE))
+    assert all(reason for _, reason in seed_strategies(SPACE, limit=8))
 
 
 def test_seeds_use_only_offered_methods_and_the_nearest_allowed_value() -> None:
-    seeds = seed_strategies(TINY_SPACE)
+    seeds = seed_strategies(TINY_SPACE, limit=8)
     assert {stage.method for strategy, _ in seeds for stage in strategy.stages} <= {"rtn", "magnitude"}
     assert all(TINY_SPACE.problem_with(strategy) is None for strategy, _ in seeds)
 

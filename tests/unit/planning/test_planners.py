@@ -19,7 +19,6 @@ from agentic_compression.planning import (
     select_planner,
     tried_keys,
 )
-from agentic_compression.planning.auto import LONG, WHOLE, search_for
 from agentic_compression.planning.reward import rewards
 from agentic_compression.records import (
     BASELINE,
@@ -51,7 +50,7 @@ def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 def _history(space: SearchSpace, episodes: int) -> list[EpisodeRecord]:
     """The baseline, the seeds, then strategies spread over the grid."""
     grid = StrategyGrid(space)
-    strategies = [BASELINE, *(strategy for strategy, _ in seed_strategies(space))]
+    strategies = [BASELINE, *(strategy for strategy, _ in seed_strategies(space, limit=8))]
     taken = {strategy.key for strategy in strategies}
     while len(strategies) < episodes:
         drawn = grid.draw_untried(taken, (len(strategies),))
@@ -141,15 +140,13 @@ def test_optuna_planners_search_the_whole_real_space(name: str, starts: int, pro
     for start in range(starts):
         history = [record(0, BASELINE)]
         history += [record(n, grid.at((start * 977_651 + n * 7_919_317) % grid.count)) for n in range(1, 8 * start + 1)]
-        rationales = []
         for _ in range(proposals):
             proposal = load_planner(name).propose(space, history, seed=start)
-            rationales.append(proposal.rationale)
             assert proposal.strategy is not None
             assert space.problem_with(proposal.strategy) is None
             assert proposal.strategy.key not in tried_keys(space, history)
             history.append(record(len(history), proposal.strategy))
-        assert any("judged from" in rationale for rationale in rationales)
+        assert "judged from" in proposal.rationale
 
 
 def _flat(cost: float = 1.0, **changes: float) -> Objectives:
@@ -266,26 +263,9 @@ def test_strategies_in_flight_are_not_proposed_again(tmp_path: Path) -> None:
 def test_auto_without_a_key_says_in_one_line_that_it_plans_by_search() -> None:
     planner, note = select_planner("auto", has_api_key=False)
     assert planner.propose(SPACE, _history(SPACE, 9), 0).source == "greybox"
-    assert "(greybox, after 1000 episodes in a large space pbt)" in note
+    assert "plans by search (greybox)" in note
     assert "OPENAI_API_KEY" in note
     assert "\n" not in note
-
-
-def test_auto_takes_small_steps_in_a_large_space_once_the_search_is_long() -> None:
-    large = search_space(2)
-    assert StrategyGrid(SPACE).count <= WHOLE < StrategyGrid(large).count
-    for space, episodes, expected in (
-        (SPACE, 10, "greybox"),
-        (SPACE, 10 * LONG, "greybox"),
-        (large, LONG, "greybox"),
-        (large, LONG + 1, "pbt"),
-    ):
-        assert search_for(space, episodes) == expected
-    grid = StrategyGrid(large)
-    history = [record(0, BASELINE), *(record(n, grid.at(n * 40_001)) for n in range(1, LONG + 1))]
-    chosen = load_planner("auto").propose(large, history, 0)
-    assert chosen == load_planner("pbt").propose(large, history, 0)
-    assert chosen.source == "pbt"
 
 
 @pytest.mark.parametrize("name", ["llm", "hybrid"])
@@ -300,7 +280,7 @@ def test_every_planner_that_a_study_may_name_is_built() -> None:
     assert set(PLANNERS) == {"auto", *PLANNER_FACTORIES, *CONSULTING_FACTORIES}
     for name in PLANNERS:
         assert StudyConfig(model="demo", dataset="demo", planner=name).planner == name  # type: ignore[arg-type]
-        assert load_planner(name).name == name
+        assert load_planner(name).name == ("greybox" if name == "auto" else name)
 
 
 def test_unknown_planner_suggests_the_nearest() -> None:
