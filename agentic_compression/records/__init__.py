@@ -40,7 +40,29 @@ from agentic_compression.records.frontier import (
     Solution,
     SourceSummary,
 )
-from agentic_compression.records.planning import Candidate, Expected, Experience, PlannerCall, Recalled, Situation
+from agentic_compression.records.planning import (
+    Candidate,
+    Expected,
+    Experience,
+    PlannerCall,
+    Recalled,
+    Recommended,
+    Situation,
+)
+from agentic_compression.records.promotion import (
+    ALIASES,
+    AliasRule,
+    Contenders,
+    GateCheck,
+    GateVerdict,
+    JournalEntry,
+    Promoted,
+    PromotionAction,
+    PromotionPolicy,
+    PromotionRequest,
+    SmokeResult,
+    VersionEvidence,
+)
 from agentic_compression.records.record import Record, content_digest
 from agentic_compression.records.screening import KlEvidence, Report, Rival, Rung, RungReading, ScreeningPlan
 from agentic_compression.records.space import Category, MethodDescription, Parameter, SearchSpace
@@ -49,8 +71,10 @@ from agentic_compression.records.strategy import BASELINE, Condition, ParameterV
 from agentic_compression.records.study import PLANNERS, Constraint, StudyConfig, TerminationReason
 
 __all__ = [
+    "ALIASES",
     "BASELINE",
     "PLANNERS",
+    "AliasRule",
     "BenchmarkScore",
     "Candidate",
     "Category",
@@ -59,6 +83,7 @@ __all__ = [
     "CompressionOutcome",
     "Condition",
     "Constraint",
+    "Contenders",
     "DatasetSpec",
     "DatasetTask",
     "Divergence",
@@ -79,6 +104,9 @@ __all__ = [
     "FinalResults",
     "Flips",
     "FrontierDocument",
+    "GateCheck",
+    "GateVerdict",
+    "JournalEntry",
     "KlEvidence",
     "LatencyMeasurement",
     "MemoryMeasurement",
@@ -93,9 +121,14 @@ __all__ = [
     "Perplexity",
     "PlannerCall",
     "PlannerUsage",
+    "Promoted",
+    "PromotionAction",
+    "PromotionPolicy",
+    "PromotionRequest",
     "Proposal",
     "QualityOutcome",
     "Recalled",
+    "Recommended",
     "Record",
     "Report",
     "Rival",
@@ -106,6 +139,7 @@ __all__ = [
     "SearchSpace",
     "Situation",
     "SizeClass",
+    "SmokeResult",
     "Solution",
     "SourceSummary",
     "SpecSource",
@@ -120,5 +154,6 @@ __all__ = [
     "ValidationCheck",
     "ValidationReport",
     "Verdict",
+    "VersionEvidence",
     "content_digest",
 ]

@@ -131,9 +131,6 @@ class EpisodeRecord(Record):
     evaluation: Evaluation | None = None
     screening: tuple[RungReading, ...] = ()
     report: Report | None = Field(default=None, description="set for the baseline and what stood on the frontier")
-    reward: float | None = Field(
-        default=None, ge=-1, le=1, description="what it was worth after the episodes before it; None: not reckoned yet"
-    )
     rationale: str = ""
     planner: str = ""
     source: str = ""

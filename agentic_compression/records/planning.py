@@ -11,7 +11,7 @@ from agentic_compression.records.spec import ModelSpec
 from agentic_compression.records.strategy import Strategy
 from agentic_compression.records.study import Constraint
 
-__all__ = ["Candidate", "Expected", "Experience", "PlannerCall", "Recalled", "Situation"]
+__all__ = ["Candidate", "Expected", "Experience", "PlannerCall", "Recalled", "Recommended", "Situation"]
 
 Expected = dict[str, tuple[float, float, float]]
 """By objective: the value a planner expects and the ends of its 95 % interval."""
@@ -61,6 +61,15 @@ class Recalled(Record):
     weight: float = Field(ge=0, le=1, description="similarity, less what contradicts it")
 
 
+class Recommended(Record):
+    """A strategy that earlier studies in similar situations speak for."""
+
+    strategy: Strategy
+    score: float = Field(ge=0, le=1, description="mean worth of its results there, lower where they are few")
+    n: int = Field(ge=1, description="results behind it, failures included")
+    reasons: tuple[str, ...] = Field(default=(), description="in words; names in them are from outside")
+
+
 class Situation(Record):
     """What a planner may know besides the space, the history and the seed."""
 
@@ -75,6 +84,7 @@ class Situation(Record):
     co2_spent_grams: float = Field(default=0.0, ge=0)
     co2_left_grams: float | None = Field(default=None, ge=0)
     recalled: tuple[Recalled, ...] = Field(default=(), description="from memory, the most similar first")
+    recommended: tuple[Recommended, ...] = Field(default=(), description="what the recalled adds up to, the best first")
 
 
 class PlannerCall(Record):

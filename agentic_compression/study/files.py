@@ -48,7 +48,7 @@ def write_episode(folder: Path, record: EpisodeRecord, is_pareto_optimal: bool) 
 
 
 def episode_results(record: EpisodeRecord, is_pareto_optimal: bool) -> EpisodeResults:
-    """The flat form of a record that ``results.json`` holds."""
+    """The flat form of a record that ``results.json`` holds, without its reward, which depends on the others'."""
     evaluation = record.evaluation
     base = EpisodeResults(
         episode=record.episode,
@@ -63,7 +63,6 @@ def episode_results(record: EpisodeRecord, is_pareto_optimal: bool) -> EpisodeRe
         screening=record.screening,
         objectives=record.objectives,
         intervals=record.intervals,
-        reward=record.reward,
         report_accuracy=record.report.accuracy if record.report else None,
         report_scores={s.task: s.score.value for s in record.report.benchmarks} if record.report else {},
         energy_source=record.energy_source,

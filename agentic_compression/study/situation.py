@@ -13,6 +13,7 @@ from agentic_compression.memory import (
     measurement,
     note_checkpoints,
     recall,
+    recommend,
     refresh_knowledge,
     remember,
 )
@@ -21,6 +22,8 @@ from agentic_compression.records import (
     EpisodeRecord,
     FrontierDocument,
     ModelSpec,
+    Recalled,
+    Recommended,
     Situation,
     StudyConfig,
 )
@@ -29,9 +32,10 @@ from agentic_compression.study.feasibility import compression_device
 from agentic_compression.study.naming import short_name
 from agentic_compression.study.workbench import Workbench
 
-__all__ = ["MOST_RECALLED", "remember_study", "situation_of"]
+__all__ = ["MOST_RECALLED", "MOST_RECOMMENDED", "remember_study", "situation_of"]
 
 MOST_RECALLED = 64
+MOST_RECOMMENDED = 12  # a planner leaves out those that it cannot or need not try
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,7 +70,12 @@ def situation_of(config: StudyConfig, spec: ModelSpec, dataset: DatasetSpec, ben
     except OSError as error:
         _LOG.warning("nothing is recalled: %s", error)
         return situation
-    return situation.model_copy(update={"recalled": recalled})
+    return situation.model_copy(update={"recalled": recalled, "recommended": _recommended(recalled, config)})
+
+
+def _recommended(recalled: Sequence[Recalled], config: StudyConfig) -> tuple[Recommended, ...]:
+    best = recommend(recalled, config.constraints, MOST_RECOMMENDED)
+    return tuple(Recommended(strategy=item.strategy, score=item.score, n=item.n, reasons=item.reasons) for item in best)
 
 
 def remember_study(

@@ -40,4 +40,4 @@ def plot(found: Mapping[tuple[str, str], list[Course]], path: Path) -> None:
     figure.update_xaxes(title_text="episodes")
     figure.update_yaxes(title_text="share of the best hypervolume", range=[0.5, 1.0], col=1)
     figure.update_layout(template="plotly_white", width=480 * len(tables) + 120, height=460)
-    figure.write_html(path, include_plotlyjs="cdn" if path.suffix == ".html" else True)
+    figure.write_html(path, include_plotlyjs=True)

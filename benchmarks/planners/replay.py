@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +18,13 @@ from agentic_compression.evaluation.split import side_of
 from agentic_compression.pareto import loss_rows, normalised_losses, reference_point
 from agentic_compression.planning.grid import StrategyGrid, canonical
 from agentic_compression.planning.interface import Planner
-from agentic_compression.planning.seeds import seed_strategies
+from agentic_compression.planning.seeds import SEEDS, seed_strategies
 from agentic_compression.records import (
     BASELINE,
     EpisodeRecord,
     ModelSpec,
     Objectives,
+    Proposal,
     RungReading,
     SearchSpace,
     Situation,
@@ -32,7 +33,7 @@ from agentic_compression.records import (
 from benchmarks.planners.spaces import replay_space
 from benchmarks.planners.table import Row, Table, unpack_answers
 
-__all__ = ["Course", "Replay", "play"]
+__all__ = ["Course", "Replay", "course_of", "episodes_of", "play"]
 
 SHARE = 0.5
 
@@ -50,7 +51,7 @@ class Replay:
 
     table: Table
     seed: int
-    given: int = 4
+    given: int = SEEDS
     given_at_random: bool = False
     space: SearchSpace = field(default_factory=replay_space)
 
@@ -87,6 +88,12 @@ class Replay:
             return [strategy for strategy, _ in seed_strategies(self.space, limit=self.given)]
         grid = StrategyGrid(self.space)
         return [grid.at(index) for index in random.Random(self.seed).sample(range(grid.count), self.given)]
+
+    def situation(self, spec: ModelSpec | None, history: Sequence[EpisodeRecord], episodes: int) -> Situation:
+        """What a study would tell its planner besides the history."""
+        header = self.table.header
+        left = episodes + 1 - len(history)
+        return Situation(spec=spec, dataset=header.dataset, tasks=tuple(header.items), episodes_left=left)
 
     def record(self, strategy: Strategy, episode: int) -> EpisodeRecord:
         """What a study would have recorded of this strategy.
@@ -141,10 +148,12 @@ class Course:
     Attributes:
         volumes: hypervolume after each episode as a share of the table's best, the baseline's first.
         strategies: what was tried, in order.
+        sources: what proposed it, in the same order.
     """
 
     volumes: list[float]
     strategies: list[str]
+    sources: list[str] = field(default_factory=list)
 
     def area(self, start: int = 0) -> float:
         """Mean share of the best hypervolume over the episodes from ``start`` on."""
@@ -157,24 +166,44 @@ class Course:
 
 def play(replay: Replay, planner: Planner, episodes: int, spec: ModelSpec | None = None) -> Course:
     """Let a planner run a study on a table."""
-    history = [replay.record(BASELINE, 0)]
-    volumes = [replay.volume([replay.baseline]) / replay.best]
-    known = [replay.baseline]
+    return course_of(replay, tuple(episodes_of(replay, planner, episodes, spec)))
+
+
+def episodes_of(
+    replay: Replay, planner: Planner, episodes: int, spec: ModelSpec | None = None, done: Sequence[EpisodeRecord] = ()
+) -> Iterator[EpisodeRecord]:
+    """The records of a study on a table as they come, the baseline's first; fewer where the planner ends the search.
+
+    Args:
+        replay: the table and the half of its items.
+        planner: asked after the given strategies.
+        episodes: compressed ones at most.
+        spec: of the model.
+        done: records of this replay that are not carried out again, without the baseline's.
+    """
+    history = [replay.record(BASELINE, 0), *done]
+    yield from history
     given = replay.given_strategies()
-    situation = Situation(spec=spec)
     while len(history) <= episodes:
         if len(history) <= len(given):
-            strategy: Strategy | None = given[len(history) - 1]
+            proposal = Proposal(strategy=given[len(history) - 1], source="seed")
         else:
-            strategy = planner.propose(replay.space, history, replay.seed, situation).strategy
-        if strategy is None:
-            break
-        record = replay.record(strategy, len(history))
-        history.append(record)
+            proposal = planner.propose(replay.space, history, replay.seed, replay.situation(spec, history, episodes))
+        if proposal.strategy is None:
+            return
+        told = {name: getattr(proposal, name) for name in ("source", "rationale", "expected", "calls", "fallback")}
+        history.append(replay.record(proposal.strategy, len(history)).model_copy(update=told))
+        yield history[-1]
+
+
+def course_of(replay: Replay, records: Sequence[EpisodeRecord]) -> Course:
+    """What these episodes, the baseline first, came to."""
+    volumes, known = [], []
+    for record in records:
         if record.objectives is not None:
             known.append(record.objectives)
         volumes.append(replay.volume(known) / replay.best)
-    return Course(volumes, [record.strategy.label for record in history])
+    return Course(volumes, [record.strategy.label for record in records], [record.source for record in records])
 
 
 def tables(paths: Sequence[Path], read: Callable[[Path], Table] = Table.read) -> dict[str, Table]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from agentic_compression.planning.greybox.costs import COSTS
 from agentic_compression.planning.grid import canonical
 from agentic_compression.records import EpisodeRecord, Objectives, Recalled, SearchSpace, Strategy
 
-__all__ = ["Evidence", "kl_of", "of_history", "of_memory"]
+__all__ = ["Evidence", "accuracy_of", "kl_of", "of_history", "of_memory"]
 
 _DOUBT = 0.6
 _LEAST_WEIGHT = 0.1
@@ -40,9 +40,7 @@ def of_history(space: SearchSpace, history: Sequence[EpisodeRecord], baseline: O
     for record in history:
         if record.strategy.is_baseline:
             continue
-        ratios = {}
-        if record.status == "succeeded" and record.objectives is not None and baseline is not None:
-            ratios = _ratios(record.objectives, baseline)
+        ratios = _ratios(_costs_of(record), baseline) if baseline is not None else {}
         kl = kl_of(record)
         if ratios or kl is not None:
             found.append(Evidence(canonical(space, record.strategy), kl, ratios))
@@ -71,6 +69,27 @@ def kl_of(record: EpisodeRecord) -> float | None:
     return next((reading.value for reading in record.screening if reading.quantity == "kl"), None)
 
 
-def _ratios(objectives: Objectives, baseline: Objectives) -> dict[str, float]:
-    pairs = {name: (float(getattr(objectives, name)), float(getattr(baseline, name))) for name in COSTS}
-    return {name: max(1e-6, value / whole) for name, (value, whole) in pairs.items() if whole > 0}
+def accuracy_of(record: EpisodeRecord) -> tuple[float, float] | None:
+    """Accuracy and its standard deviation; of a rejected episode on the items that it was asked before it was."""
+    if record.objectives is not None:
+        low, high = record.intervals.get("accuracy", (0.0, 0.0))
+        return record.objectives.accuracy, (high - low) / 3.92
+    readings = [reading for reading in record.screening if reading.quantity == "accuracy"]
+    if record.status != "rejected" or not readings:
+        return None
+    last = max(readings, key=lambda reading: reading.n)
+    return last.value, (last.high - last.low) / 3.92
+
+
+def _costs_of(record: EpisodeRecord) -> dict[str, float]:
+    """What was measured of the costs: all of them, or of a rejected episode what was read before it was."""
+    if record.status == "succeeded" and record.objectives is not None:
+        return {name: float(getattr(record.objectives, name)) for name in COSTS}
+    if record.status != "rejected":
+        return {}
+    return {reading.quantity: reading.value for reading in record.screening if reading.quantity in COSTS}
+
+
+def _ratios(costs: Mapping[str, float], baseline: Objectives) -> dict[str, float]:
+    wholes = {name: float(getattr(baseline, name)) for name in costs}
+    return {name: max(1e-6, value / wholes[name]) for name, value in costs.items() if wholes[name] > 0}

@@ -109,7 +109,9 @@ class Columns:
 
     Attributes:
         space: the methods.
-        names: ``method`` or ``method.parameter`` or ``method.parameter=value``.
+        names: ``*`` for any stage that changes the model, ``*category``, ``method``, ``method.parameter`` or
+            ``method.parameter=value``. What models have in common with themselves, such as one that little disturbs,
+            is learned of all methods from any.
     """
 
     space: SearchSpace
@@ -117,6 +119,8 @@ class Columns:
 
     def __post_init__(self) -> None:
         """Lay the columns out."""
+        changing = [method.category for method in self.space.methods if method.category != "healing"]
+        self.names += ["*", *(f"*{category}" for category in dict.fromkeys(changing))]
         for method in self.space.methods:
             self.names.append(method.name)
             for parameter in method.parameters:
@@ -148,6 +152,8 @@ class Columns:
         if method is None:
             return []
         found = [(method.name, 1.0)]
+        if method.category != "healing":
+            found += [("*", 1.0), (f"*{method.category}", 1.0)]
         for parameter in method.parameters:
             value = stage.parameters.get(parameter.name, parameter.default)
             name = f"{method.name}.{parameter.name}"

@@ -12,7 +12,7 @@ import numpy as np
 from agentic_compression.pareto import loss_rows, normalised_losses, reference_point
 from agentic_compression.planning.greybox.costs import COSTS, CostModel
 from agentic_compression.planning.greybox.damage import LEAST_KL, AccuracyCurve, DamageModel
-from agentic_compression.planning.greybox.evidence import Evidence, kl_of, of_history, of_memory
+from agentic_compression.planning.greybox.evidence import Evidence, accuracy_of, kl_of, of_history, of_memory
 from agentic_compression.planning.greybox.features import Design
 from agentic_compression.planning.greybox.gain import expected_gain
 from agentic_compression.planning.greybox.pool import Encoder
@@ -119,11 +119,11 @@ class Posterior:
         baseline = self._baseline.accuracy if self._baseline else 1.0
         log_kl, accuracy, noise = [], [], []
         for record in self._history:
-            kl = kl_of(record)
-            if kl is not None and record.objectives is not None and not record.strategy.is_baseline:
+            kl, read = kl_of(record), accuracy_of(record)
+            if kl is not None and read is not None and not record.strategy.is_baseline:
                 log_kl.append(math.log(max(LEAST_KL, kl)))
-                accuracy.append(record.objectives.accuracy)
-                noise.append(_accuracy_noise(record))
+                accuracy.append(read[0])
+                noise.append(max(_LEAST_ACCURACY_NOISE, read[1]))
         return AccuracyCurve(baseline, np.array(log_kl), np.array(accuracy), np.array(noise))
 
     def _cost(self, name: str) -> CostModel:
@@ -179,8 +179,3 @@ _UNIT = Objectives(accuracy=1.0, latency_ms=1.0, memory_gb=1.0, model_size_gb=1.
 
 def _seconds(record: EpisodeRecord) -> float:
     return record.timings.get("total", 0.0)
-
-
-def _accuracy_noise(record: EpisodeRecord) -> float:
-    low, high = record.intervals.get("accuracy", (0.0, 0.0))
-    return max(_LEAST_ACCURACY_NOISE, (high - low) / 3.92)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agentic_compression.planning.grid import canonical
 from agentic_compression.planning.llm.decision import Rules
 from agentic_compression.planning.llm.progress import baseline_of, hypervolume_gains, ratios, search_frontier
 from agentic_compression.planning.llm.review import LANGUAGE_MODEL, expectation_errors
@@ -17,6 +18,7 @@ from agentic_compression.records import (
     MethodDescription,
     Objectives,
     Recalled,
+    Recommended,
     SearchSpace,
     Situation,
 )
@@ -25,6 +27,7 @@ __all__ = ["describe"]
 
 _LAST = 5
 _RECALLED = 8
+_RECOMMENDED = 5
 _TRIED = 200
 _DIGITS = 4
 _TERMS = {
@@ -43,7 +46,7 @@ def describe(rules: Rules, history: Sequence[EpisodeRecord], situation: Situatio
     Args:
         rules: methods, candidates and what was tried.
         history: everything recorded of the study.
-        situation: model, wish, what is left to spend, what memory recalls.
+        situation: model, wish, what is left to spend, what memory recalls and recommends.
     """
     known, space = situation or Situation(), rules.space
     ordered = sorted((record for record in history if record.episode > 0), key=lambda record: record.episode)
@@ -68,6 +71,7 @@ def describe(rules: Rules, history: Sequence[EpisodeRecord], situation: Situatio
             _error(error, baseline) for error in expectation_errors(history) if error.maker == LANGUAGE_MODEL
         ],
         "memory": [_recalled(item, space) for item in known.recalled[:_RECALLED]],
+        "skill_recommendations": _recommendations(known.recommended, rules),
         "candidates": [_candidate(at, item, space, baseline) for at, item in enumerate(rules.candidates, start=1)],
         "tried": [space.brief(record.strategy) for record in ordered[-_TRIED:]],
         "running": [space.brief(strategy) for strategy in rules.running],
@@ -172,6 +176,25 @@ def _recalled(item: Recalled, space: SearchSpace) -> dict[str, Any]:
     if held.error:
         told["reason"] = held.error[:200]
     return told
+
+
+def _recommendations(recommended: Sequence[Recommended], rules: Rules) -> list[dict[str, Any]]:
+    """Of those that may be tried here: legal in this space and not tried or running already."""
+    space = rules.space
+    untried = [
+        item
+        for item in recommended
+        if space.problem_with(item.strategy) is None and canonical(space, item.strategy).key not in rules.taken
+    ]
+    return [
+        {
+            "strategy": space.brief(item.strategy),
+            "score": _short(item.score),
+            "results": item.n,
+            "reasons": "; ".join(item.reasons)[:300],
+        }
+        for item in untried[:_RECOMMENDED]
+    ]
 
 
 def _method(method: MethodDescription) -> dict[str, Any]:

@@ -346,3 +346,40 @@ def test_every_gguf_type_on_offer_has_its_bits() -> None:
     names = Columns(SearchSpace(methods=(method,), max_stages=1)).names
     assert "gguf.type" in names
     assert not [name for name in names if name.startswith("gguf.type=")]
+
+
+def test_a_model_that_little_disturbs_is_known_by_any_method() -> None:
+    """One quantizer hardly moved the model: the others are expected to move it less as well, pruning among them."""
+    encoder = Encoder(SPACE, SHARES)
+    seen = encoder.design([canonical(SPACE, Strategy.parse("rtn:bits=4,group_size=64"))])
+    others = encoder.design(
+        [canonical(SPACE, Strategy.parse(label)) for label in ("nf4", "gguf:type=Q3_K_M", "wanda:sparsity=0.5")]
+    )
+    beliefs = damage_beliefs(encoder.columns)
+    before, _ = DamageModel(beliefs, encoder.design([]), np.zeros(0), np.zeros(0)).predict(others)
+    after, _ = DamageModel(beliefs, seen, np.log([1e-4]), np.array([0.25])).predict(others)
+    assert (after < before - 0.7).all()
+    assert after[0] < before[0] - (before[2] - after[2])  # and quantizers by more than pruning
+
+
+def test_rejected_episodes_teach_costs_and_accuracy_by_what_was_read() -> None:
+    baseline = record("baseline", 0, 1.0, 1.0)
+    label = "svd_llm:rank_ratio=0.7"
+
+    def rejected(memory: float, accuracy: float) -> EpisodeRecord:
+        readings = [
+            RungReading(rung=1, quantity="kl", value=0.2, low=0.2, high=0.2, n=9, passed=True),
+            RungReading(rung=0, quantity="memory_gb", value=memory, low=memory, high=memory, n=3, passed=True),
+            RungReading(rung=2, quantity="accuracy", value=0.5, low=0, high=1, n=6, passed=True),
+            RungReading(rung=2, quantity="accuracy", value=accuracy, low=accuracy, high=accuracy, n=60, passed=False),
+        ]
+        blank = record(label, 1, 1.0, 1.0)
+        return blank.model_copy(update={"status": "rejected", "objectives": None, "screening": tuple(readings)})
+
+    like = [canonical(SPACE, Strategy.parse("svd_llm:rank_ratio=0.9"))]
+    planner = GreyboxPlanner()
+    dear, cheap = (planner.forecast(SPACE, like, [baseline, rejected(memory, 0.9)])[0] for memory in (1.6, 0.4))
+    assert dear["memory_gb"][0] > 1.3 * cheap["memory_gb"][0]
+    assert dear["latency_ms"] == cheap["latency_ms"]
+    good, bad = (planner.forecast(SPACE, like, [baseline, rejected(0.5, accuracy)])[0] for accuracy in (0.99, 0.2))
+    assert good["accuracy"][0] > bad["accuracy"][0] + 0.05

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from agentic_compression import study as domain
-from agentic_compression.memory import Workspace, add_experiences, list_quarantined, read_checkpoints, read_experiences
+from agentic_compression.memory import (
+    Workspace,
+    add_experiences,
+    list_quarantined,
+    read_checkpoints,
+    read_experiences,
+    recommend,
+)
 from agentic_compression.records import (
     Constraint,
     DatasetSpec,
@@ -182,6 +189,12 @@ def test_other_studies_are_recalled_and_the_own_is_not(spec: ModelSpec, config: 
     assert {entry.experience.study for entry in recalled} == {"scripted"}
     assert len(recalled) == 3
     assert all(entry.similarity == 1 for entry in recalled)
+    advised = situation_of(other, spec, _dataset(), second).recommended
+    assert [(item.strategy, item.n) for item in advised] == [(item.strategy, item.n) for item in recommend(recalled)]
+    assert 0 < advised[0].score < 1
+    assert any("experience" in reason for reason in advised[0].reasons)
+    strict = other.model_copy(update={"constraints": (Constraint.parse("size_ratio<=0.0001"),)})
+    assert situation_of(strict, spec, _dataset(), second).recommended == ()
     # the same name once more, after its history was removed: what it measured before is news to it
     assert len(situation_of(config, spec, _dataset(), _bench()).recalled) == 3
 
