@@ -25,6 +25,7 @@ from agentic_compression.records import (
     ModelSpec,
     Objectives,
     Proposal,
+    Recalled,
     RungReading,
     SearchSpace,
     Situation,
@@ -46,6 +47,7 @@ class Replay:
         table: every strategy of the space, measured.
         seed: draws the half of the items and, with ``given_at_random``, the given strategies.
         given: how many strategies every planner is given before it may choose.
+        recalled: what memory tells planners of earlier studies.
         given_at_random: drawn from the space instead of being the study's own seed strategies.
     """
 
@@ -54,6 +56,7 @@ class Replay:
     given: int = SEEDS
     given_at_random: bool = False
     space: SearchSpace = field(default_factory=replay_space)
+    recalled: tuple[Recalled, ...] = ()
 
     @cached_property
     def rows(self) -> dict[str, Row]:
@@ -93,7 +96,9 @@ class Replay:
         """What a study would tell its planner besides the history."""
         header = self.table.header
         left = episodes + 1 - len(history)
-        return Situation(spec=spec, dataset=header.dataset, tasks=tuple(header.items), episodes_left=left)
+        return Situation(
+            spec=spec, dataset=header.dataset, tasks=tuple(header.items), episodes_left=left, recalled=self.recalled
+        )
 
     def record(self, strategy: Strategy, episode: int) -> EpisodeRecord:
         """What a study would have recorded of this strategy.

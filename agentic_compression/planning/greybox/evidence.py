@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from agentic_compression.planning.greybox.costs import COSTS
 from agentic_compression.planning.grid import canonical
-from agentic_compression.records import EpisodeRecord, Objectives, Recalled, SearchSpace, Strategy
+from agentic_compression.records import EpisodeRecord, Objectives, SearchSpace, Situation, Strategy
 
-__all__ = ["Evidence", "accuracy_of", "kl_of", "of_history", "of_memory"]
+__all__ = ["Evidence", "accuracy_of", "kl_of", "of_history", "of_memory", "sources_of"]
 
 _DOUBT = 0.6
 _LEAST_WEIGHT = 0.1
@@ -26,12 +26,14 @@ class Evidence:
         ratios: by cost, over the baseline's; those that are known.
         doubt: standard deviation, in ln units of a divergence, by which it may be off because it was measured on
             another model or machine; 0 for the study's own.
+        source: the other model that it was measured on; empty for the study's own.
     """
 
     strategy: Strategy
     kl: float | None
     ratios: dict[str, float]
     doubt: float = 0.0
+    source: str = ""
 
 
 def of_history(space: SearchSpace, history: Sequence[EpisodeRecord], baseline: Objectives | None) -> list[Evidence]:
@@ -47,18 +49,30 @@ def of_history(space: SearchSpace, history: Sequence[EpisodeRecord], baseline: O
     return found
 
 
-def of_memory(space: SearchSpace, recalled: Sequence[Recalled]) -> list[Evidence]:
+def sources_of(situation: Situation) -> tuple[tuple[str, float], ...]:
+    """The other models that memory recalls results of: their digests, and how alike their situations are at most."""
+    own = situation.spec.digest if situation.spec else None
+    found: dict[str, float] = {}
+    for item in situation.recalled:
+        digest = item.experience.digest
+        if digest and digest != own:
+            found[digest] = max(found.get(digest, 0.0), item.similarity)
+    return tuple(found.items())
+
+
+def of_memory(space: SearchSpace, situation: Situation) -> list[Evidence]:
     """Of earlier studies: the less alike, the more in doubt. Strategies that this space cannot express are left out."""
     known = {method.name for method in space.methods}
-    found = []
-    for item in recalled:
+    others, found = {source for source, _ in sources_of(situation)}, []
+    for item in situation.recalled:
         experience = item.experience
         if experience.strategy.is_baseline or not {stage.method for stage in experience.strategy.stages} <= known:
             continue
         kl = experience.kl if experience.kl is not None and math.isfinite(experience.kl) else None
         ratios = {name: value for name, value in experience.ratios.items() if name in COSTS and 0 < value < math.inf}
         doubt = _DOUBT / max(item.weight, _LEAST_WEIGHT)
-        found.append(Evidence(canonical(space, experience.strategy), kl, ratios, doubt))
+        source = experience.digest if experience.digest in others else ""
+        found.append(Evidence(canonical(space, experience.strategy), kl, ratios, doubt, source))
     return found
 
 

@@ -69,6 +69,13 @@ class Design:
         picked = list(places)
         return Design(self.rows[picked], self.perturbs[picked], self.heals[picked], self.log_size[picked])
 
+    def widened(self, columns: int) -> Design:
+        """The same with so many columns, the further ones 0."""
+        import numpy as np
+
+        more = columns - self.rows.shape[2]
+        return Design(np.pad(self.rows, ((0, 0), (0, 0), (0, more))), self.perturbs, self.heals, self.log_size)
+
     def joined(self, other: Design) -> Design:
         """Both, one after the other."""
         import numpy as np
@@ -109,12 +116,15 @@ class Columns:
 
     Attributes:
         space: the methods.
+        sources: other models whose results are known, with how alike they are to this one in [0, 1]; each has a column
+            ``*@source`` for how far it stands from this one.
         names: ``*`` for any stage that changes the model, ``*category``, ``method``, ``method.parameter`` or
             ``method.parameter=value``. What models have in common with themselves, such as one that little disturbs,
             is learned of all methods from any.
     """
 
     space: SearchSpace
+    sources: tuple[tuple[str, float], ...] = ()
     names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -128,11 +138,18 @@ class Columns:
                     self.names.append(f"{method.name}.{parameter.name}")
                 else:
                     self.names += [f"{method.name}.{parameter.name}={value}" for value in parameter.choices[1:]]
+        self.names += [f"*@{source}" for source, _ in self.sources]
         self._place = {name: index for index, name in enumerate(self.names)}
         self._methods = {method.name: method for method in self.space.methods}
 
-    def design(self, strategies: Sequence[Strategy], log_sizes: Sequence[float]) -> Design:
-        """Strategies in canonical form, with the logarithms of the sizes that arithmetic gives them."""
+    def design(self, strategies: Sequence[Strategy], log_sizes: Sequence[float], sources: Sequence[str] = ()) -> Design:
+        """Strategies as numbers.
+
+        Args:
+            strategies: in canonical form.
+            log_sizes: the logarithms of the sizes that arithmetic gives them.
+            sources: which of ``sources`` each was measured on, empty for this model; all this model's when left out.
+        """
         import numpy as np
 
         longest = max((len(strategy.stages) for strategy in strategies), default=0) or 1
@@ -145,6 +162,8 @@ class Columns:
                 (heals if healing else perturbs)[row, number] = True
                 for name, value in self._stage(stage):
                     values[row, number, self._place[name]] = value
+                if sources and sources[row] and not healing:
+                    values[row, number, self._place[f"*@{sources[row]}"]] = 1.0
         return Design(values, perturbs, heals, np.array(log_sizes, dtype=np.float64))
 
     def _stage(self, stage: Stage) -> list[tuple[str, float]]:

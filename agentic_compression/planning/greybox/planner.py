@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from agentic_compression.planning.greybox.costs import shares_of
-from agentic_compression.planning.greybox.pool import Encoder, pool_of
-from agentic_compression.planning.greybox.posterior import Posterior
+from agentic_compression.planning.greybox.pool import pool_of
+from agentic_compression.planning.greybox.posterior import Posterior, encoder_of
 from agentic_compression.planning.grid import StrategyGrid, canonical, tried_keys
 from agentic_compression.records import (
     Candidate,
@@ -72,7 +71,7 @@ class GreyboxPlanner:
         situation = situation or Situation()
         history = sorted(history, key=lambda record: record.episode)
         tried = tried_keys(space, history)
-        encoder = Encoder(space, shares_of(situation.spec))
+        encoder = encoder_of(space, situation)
         pool, design = pool_of(encoder, history, tried, seed)
         if not pool:
             return ()
@@ -109,7 +108,7 @@ class GreyboxPlanner:
             situation: see ``candidates``.
         """
         situation = situation or Situation()
-        encoder = Encoder(space, shares_of(situation.spec))
+        encoder = encoder_of(space, situation)
         beliefs = Posterior(encoder, sorted(history, key=lambda record: record.episode), situation)
         found = beliefs.forecast(encoder.design([canonical(space, strategy) for strategy in strategies]))
         return tuple(found.expected(index) for index in range(len(strategies)))

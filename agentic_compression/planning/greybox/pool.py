@@ -41,13 +41,13 @@ _DECIDING = frozenset(
 class Encoder:
     """Strategies of one space and model as a design."""
 
-    def __init__(self, space: SearchSpace, shares: Shares) -> None:
-        self.space, self.shares, self.columns = space, shares, Columns(space)
+    def __init__(self, space: SearchSpace, shares: Shares, sources: tuple[tuple[str, float], ...] = ()) -> None:
+        self.space, self.shares, self.columns = space, shares, Columns(space, sources)
 
-    def design(self, strategies: Sequence[Strategy]) -> Design:
-        """Of strategies in canonical form."""
+    def design(self, strategies: Sequence[Strategy], sources: Sequence[str] = ()) -> Design:
+        """Of strategies in canonical form, and what models they were measured on; see ``Columns.design``."""
         sizes = [math.log(max(1e-3, size_ratio(strategy, self.shares))) for strategy in strategies]
-        return self.columns.design(strategies, sizes)
+        return self.columns.design(strategies, sizes, sources)
 
 
 def pool_of(
@@ -63,7 +63,7 @@ def pool_of(
     """
     listed, design = _listed(encoder.space.model_dump_json(), encoder.shares, seed)
     left = [place for place, strategy in enumerate(listed) if strategy.key not in tried]
-    strategies, picked = [listed[place] for place in left], design.take(left)
+    strategies, picked = [listed[place] for place in left], design.take(left).widened(len(encoder.columns.names))
     if StrategyGrid(encoder.space).count <= LARGEST:
         return strategies, picked
     known = {strategy.key for strategy in strategies} | tried

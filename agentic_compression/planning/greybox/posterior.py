@@ -10,22 +10,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agentic_compression.pareto import loss_rows, normalised_losses, reference_point
-from agentic_compression.planning.greybox.costs import COSTS, CostModel
+from agentic_compression.planning.greybox.costs import COSTS, CostModel, shares_of
 from agentic_compression.planning.greybox.damage import LEAST_KL, AccuracyCurve, DamageModel
-from agentic_compression.planning.greybox.evidence import Evidence, accuracy_of, kl_of, of_history, of_memory
+from agentic_compression.planning.greybox.evidence import (
+    Evidence,
+    accuracy_of,
+    kl_of,
+    of_history,
+    of_memory,
+    sources_of,
+)
 from agentic_compression.planning.greybox.features import Design
 from agentic_compression.planning.greybox.gain import expected_gain
 from agentic_compression.planning.greybox.pool import Encoder
 from agentic_compression.planning.greybox.priors import damage_beliefs, time_expectations
 from agentic_compression.planning.grid import canonical
-from agentic_compression.records import EpisodeRecord, Expected, Objectives, Situation, Strategy
+from agentic_compression.records import EpisodeRecord, Expected, Objectives, SearchSpace, Situation, Strategy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.float64]
 
-__all__ = ["Forecast", "Posterior"]
+__all__ = ["Forecast", "Posterior", "encoder_of"]
 
 _QUANTILES = 9
 _LEAST_ACCURACY_NOISE = 0.004
@@ -55,6 +62,11 @@ class Forecast:
         return found
 
 
+def encoder_of(space: SearchSpace, situation: Situation) -> Encoder:
+    """For the strategies of a study, and for those that memory recalls from other models."""
+    return Encoder(space, shares_of(situation.spec), sources_of(situation))
+
+
 class Posterior:
     """Everything learned from one history."""
 
@@ -65,7 +77,7 @@ class Posterior:
         )
         self._history = history
         space = encoder.space
-        self._evidence = of_history(space, history, self._baseline) + of_memory(space, situation.recalled)
+        self._evidence = of_history(space, history, self._baseline) + of_memory(space, situation)
         diverged = [item for item in self._evidence if item.kl is not None]
         log_kl = np.array([math.log(max(LEAST_KL, item.kl or 0.0)) for item in diverged], dtype=np.float64)
         noise = np.array([math.hypot(_KL_NOISE, item.doubt) for item in diverged], dtype=np.float64)
@@ -112,7 +124,7 @@ class Posterior:
         return np.asarray(usual * np.exp(model.predict(design)[0]))
 
     def _design(self, evidence: Sequence[Evidence]) -> Design:
-        return self._encoder.design([item.strategy for item in evidence])
+        return self._encoder.design([item.strategy for item in evidence], [item.source for item in evidence])
 
     def _curve(self) -> AccuracyCurve:
         """From this study's episodes alone: what accuracy is left at a divergence is the task's."""

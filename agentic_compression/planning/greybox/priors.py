@@ -36,9 +36,11 @@ _AT_REFERENCE: dict[Category, tuple[float, float]] = {
 _PARTS_REMOVED = (math.log(0.2), 1.5)
 """ln KL where 0.3 of the layers, heads or channels are removed whole."""
 
-_SHARED = {"*": 1.5}
-_SHARED_BY_CATEGORY = 0.7
-"""How far a model may stand from the usual one for all methods, and for those of a category."""
+_FROM_THE_USUAL, _SHARED_BY_CATEGORY = 1.5, 0.7
+"""How far a model may stand from the usual one, for all methods and for those of a category."""
+
+_ALIKE, _UNLIKE = 0.3, 4.0
+"""How far another model may stand from this one in a situation that is the same, and in one with nothing in common."""
 
 _SLOPES: dict[str, tuple[float, float]] = {
     "bits": (-1.5, 0.5),
@@ -57,9 +59,10 @@ def damage_beliefs(columns: Columns) -> Beliefs:
     """Beliefs on ``ln KL`` by column."""
     mean, deviation = np.zeros(len(columns.names)), np.zeros(len(columns.names))
     methods = {method.name: method for method in columns.space.methods}
+    apart = {f"*@{source}": _ALIKE + _UNLIKE * (1 - alike) for source, alike in columns.sources}
     for index, name in enumerate(columns.names):
         if name.startswith("*"):
-            deviation[index] = _SHARED.get(name, _SHARED_BY_CATEGORY)
+            deviation[index] = apart.get(name, _FROM_THE_USUAL if name == "*" else _SHARED_BY_CATEGORY)
             continue
         method, _, parameter = name.partition(".")
         mean[index], deviation[index] = _belief(methods[method], parameter)
@@ -89,4 +92,5 @@ def time_expectations(columns: Columns) -> Array:
 
 def cost_deviations(columns: Columns, intercept: float, slope: float) -> Array:
     """Standard deviations of what methods and their parameters do to the logarithm of a cost beyond arithmetic."""
-    return np.array([slope if "." in name or name.startswith("*") else intercept for name in columns.names])
+    shared = {"*", *(f"*{method.category}" for method in columns.space.methods)}
+    return np.array([slope if "." in name or name in shared else intercept for name in columns.names])
