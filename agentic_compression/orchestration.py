@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentic_compression.errors import AcfError
-from agentic_compression.records import StudyConfig
+from agentic_compression.records import Promoted, PromotionRequest, StudyConfig
 from agentic_compression.settings import Settings
 
 if TYPE_CHECKING:
     from zenml.client import Client
 
-__all__ = ["ensure_stack", "prepare_environment", "run_episode"]
+__all__ = ["ensure_stack", "prepare_environment", "run_episode", "run_promotion"]
 
 STACK = "acf-local"
 _QUIET = {
@@ -87,17 +87,39 @@ def run_episode(config: StudyConfig) -> None:
         AcfError: what a step raised on purpose, as it was raised.
         KeyboardInterrupt: on Ctrl-C or SIGTERM.
     """
-    from zenml.exceptions import RunInterruptedException
-
     from pipelines.episode import compression_episode
+
+    _run(compression_episode, study=config)
+
+
+def run_promotion(request: PromotionRequest) -> Promoted:
+    """Promote a version: one run of the promotion pipeline on the active stack.
+
+    Raises:
+        AcfError: what a step raised on purpose: the gate's refusal, a failed smoke test.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM.
+    """
+    from pipelines.promotion import promotion
+
+    response = _run(promotion, request=request)
+    if response is None:
+        raise AcfError("the promotion was started elsewhere; see: zenml pipeline runs list")
+    promoted: Promoted = response.steps["smoke_test"].outputs["promoted"][0].load()
+    return promoted
+
+
+def _run(pipeline: Any, **parameters: Any) -> Any:
+    """One run to its end; its response, or None where it goes on elsewhere."""
+    from zenml.exceptions import RunInterruptedException
 
     try:
         with _zenml_quiet():
-            response = compression_episode.with_options(run_name=None)(study=config)
+            response = pipeline.with_options(run_name=None)(**parameters)
     except RunInterruptedException as error:  # ZenML's own handler of SIGINT and SIGTERM
         raise KeyboardInterrupt from error
     if response is not None and str(response.status) not in {"completed", "ExecutionStatus.COMPLETED"}:
         raise AcfError(f"the pipeline run {response.name} ended as {response.status}; see: zenml pipeline runs list")
+    return response
 
 
 def _stack_or_none(client: Client) -> Any:

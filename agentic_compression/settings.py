@@ -101,6 +101,61 @@ class Settings(BaseSettings):
         validation_alias="ACF_GPU_WATTS",
         description="of a busy GPU; used where nothing can read the GPU's energy",
     )
+    serve_api_keys: SecretStr | None = Field(
+        default=None,
+        validation_alias="ACF_SERVE_API_KEYS",
+        description="keys that the model server accepts, separated by commas; in clear or as sha256:<hex>",
+    )
+    serve_cors_origins: str = Field(
+        default="",
+        validation_alias="ACF_SERVE_CORS_ORIGINS",
+        description="origins that browsers may ask the model server from, separated by commas; none by default",
+    )
+    serve_requests_per_minute: int = Field(
+        default=0,
+        ge=0,
+        validation_alias="ACF_SERVE_REQUESTS_PER_MINUTE",
+        description="of one key, or one address without keys; 0 for no limit",
+    )
+    serve_max_body_bytes: int = Field(
+        default=1_000_000, ge=1_000, validation_alias="ACF_SERVE_MAX_BODY_BYTES", description="of one request"
+    )
+    serve_max_new_tokens: int = Field(
+        default=2048, ge=1, validation_alias="ACF_SERVE_MAX_NEW_TOKENS", description="of one answer"
+    )
+    serve_slots: int = Field(
+        default=16, ge=1, le=256, validation_alias="ACF_SERVE_SLOTS", description="answers decoded at once, a model"
+    )
+    serve_queue: int = Field(
+        default=256, ge=0, validation_alias="ACF_SERVE_QUEUE", description="requests that may wait for a slot, a model"
+    )
+    serve_cache_tokens: int = Field(
+        default=0,
+        ge=0,
+        validation_alias="ACF_SERVE_CACHE_TOKENS",
+        description="of prompts and answers held for all slots of a model; from its context length when 0",
+    )
+    serve_max_models: int = Field(
+        default=4, ge=1, validation_alias="ACF_SERVE_MAX_MODELS", description="loaded at once"
+    )
+    serve_memory_gb: float | None = Field(
+        default=None,
+        gt=0,
+        validation_alias="ACF_SERVE_MEMORY_GB",
+        description="of all loaded models, in 10^9 bytes; what the machine has free when not set",
+    )
+    serve_idle_s: float = Field(
+        default=600.0, ge=0, validation_alias="ACF_SERVE_IDLE_S", description="until an unused model unloads; 0: never"
+    )
+    serve_load_timeout_s: float = Field(
+        default=300.0, gt=0, validation_alias="ACF_SERVE_LOAD_TIMEOUT_S", description="for loading a model"
+    )
+    serve_follow_s: float = Field(
+        default=10.0, gt=0, validation_alias="ACF_SERVE_FOLLOW_S", description="between two looks at an alias"
+    )
+    serve_drain_s: float = Field(
+        default=30.0, ge=1, validation_alias="ACF_SERVE_DRAIN_S", description="for answers under way at shutdown"
+    )
 
     @property
     def root(self) -> Path:

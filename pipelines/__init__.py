@@ -1,1 +1,1 @@
-"""ZenML pipelines: one run is one episode."""
+"""ZenML pipelines: one run is one episode, or one promotion."""

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from agentic_compression import __version__
-from agentic_compression.cli import compare, inspect, maintain, mcp, memory, plan, registry, run, work
+from agentic_compression.cli import compare, inspect, maintain, mcp, memory, plan, registry, run, serve, work
 from agentic_compression.errors import AcfError
 
 __all__ = ["app", "main"]
@@ -60,6 +60,7 @@ app.command("compress")(work.compress)
 app.command("evaluate")(work.evaluate)
 app.command("compare")(compare.compare)
 app.command("rebuild")(work.rebuild)
+app.command("serve")(serve.serve)
 app.command("doctor")(maintain.doctor)
 app.command("clean")(maintain.clean)
 app.command("env")(maintain.env)

@@ -29,6 +29,7 @@ from agentic_compression.records import (
     ModelSpec,
     QualityOutcome,
     Record,
+    Split,
     Strategy,
     StudyConfig,
     ValidationReport,
@@ -44,6 +45,7 @@ from agentic_compression.study.files import episode_folder, keep_ending, write_e
 from agentic_compression.study.model_source import fetch_model, readable_model
 from agentic_compression.study.naming import short_name
 from agentic_compression.study.planning import offered_space, plan_episode
+from agentic_compression.study.promotion import open_desk
 from agentic_compression.study.results_validation import validate_results
 from agentic_compression.study.retention import drop_dominated
 from agentic_compression.study.screening import screening_plan, teacher_of
@@ -54,6 +56,7 @@ __all__ = [
     "compress",
     "dataset_of",
     "evaluate",
+    "evaluate_on",
     "infer_model_spec",
     "offered_space",
     "plan_episode",
@@ -194,6 +197,16 @@ def evaluate(
     return _work(EVALUATE, request, EvaluationOutcome, config, bench)
 
 
+def evaluate_on(
+    split: Split, config: StudyConfig, dataset: DatasetSpec, checkpoint: CheckpointRef, bench: Workbench
+) -> EvaluationOutcome:
+    """Measure a stored checkpoint in full on one side of the study's items, for a promotion."""
+    bench.lease.hold()
+    request = _evaluation_request(config, dataset, checkpoint, bench)
+    request = request.model_copy(update={"split": split, "report_share": config.report_share})
+    return _work(EVALUATE, request, EvaluationOutcome, config, bench)
+
+
 def _of_study(
     request: EvaluationRequest, config: StudyConfig, plan: EpisodePlan, bench: Workbench
 ) -> EvaluationRequest:
@@ -268,7 +281,7 @@ def rebuild_frontier(config: StudyConfig, bench: Workbench, *, termination: str 
     document = document.model_copy(update={"excluded": checked.excluded})
     if bench.registry is not None and document.solutions:
         name = registered_name(short_name(config.model), short_name(config.dataset))
-        document = promote_frontier(bench.registry, name, document, records, checked.withheld)
+        document = promote_frontier(open_desk(bench, config), name, document, records, checked.withheld)
     bench.history.mark_frontier(config.name, frozenset(item.episode for item in document.solutions))
     write_study_files(folder, config, document, records, termination)
     drop_dominated(bench, document, records)

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from uuid import uuid4
 
+from agentic_compression.errors import AcfError
 from agentic_compression.records import EpisodeRecord, FrontierDocument
-from agentic_compression.registry import list_versions
+from agentic_compression.registry import journal_of, list_versions
+from agentic_compression.registry.mlflow_model import LOCATION, checkpoint_of
 from agentic_compression.study.workbench import Workbench
 
 __all__ = ["drop_dominated"]
@@ -17,6 +19,9 @@ __all__ = ["drop_dominated"]
 
 def drop_dominated(bench: Workbench, document: FrontierDocument, records: Sequence[EpisodeRecord]) -> tuple[Path, ...]:
     """Delete this study's checkpoints that are neither on any study's frontier nor under any alias.
+
+    What an unfinished move or an open request names stays too, and what a move by hand left, so that it can be taken
+    back. Of studies that were removed, the versions that have lost their last alias since go with their checkpoints.
 
     While another process works on an episode nothing is deleted; a later episode does it.
 
@@ -33,21 +38,49 @@ def _delete(bench: Workbench, document: FrontierDocument, records: Sequence[Epis
     root = bench.settings.checkpoints.resolve()
     try:
         kept = set(_pointed_at(bench, document))
-    except ValueError:  # another study's file is damaged: what it points at is not known, so nothing goes
+    except (ValueError, AcfError):  # a file is damaged, so what it points at is not known: nothing goes
         return ()
-    deleted = []
+    deleted: list[Path] = []
     for record in records:
         if record.checkpoint is None or record.checkpoint.shared:
             continue
         folder = Path(record.checkpoint.path).resolve()
         if folder in kept or folder.parent != root or not folder.is_dir():
             continue
-        # Renamed first: a process killed while deleting leaves no half checkpoint under a valid name.
-        doomed = root / f".{folder.name}.{uuid4().hex[:8]}.partial"
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
+        _remove(folder, root)
         deleted.append(folder)
+    deleted += _delete_orphans(bench, root, kept)
+    _drop_dangling(bench.settings.artifacts / "models")
     return tuple(deleted)
+
+
+def _delete_orphans(bench: Workbench, root: Path, kept: set[Path]) -> Iterable[Path]:
+    """Versions of removed studies that nothing points at any more, and their checkpoints."""
+    if bench.registry is None:
+        return
+    needed = journal_of(bench.settings).needed()
+    for version in list_versions(bench.registry):
+        if version.state != "removed" or version.aliases or version.version in needed.get(version.model, ()):
+            continue
+        bench.registry.delete_model_version(version.model, version.version)
+        folder = Path(version.source).resolve()
+        if folder not in kept and folder.parent == root and folder.is_dir():
+            _remove(folder, root)
+            yield folder
+
+
+def _remove(folder: Path, root: Path) -> None:
+    """Renamed first: a process killed while deleting leaves no half checkpoint under a valid name."""
+    doomed = root / f".{folder.name}.{uuid4().hex[:8]}.partial"
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _drop_dangling(models: Path) -> None:
+    """Thin models whose checkpoint is gone: their links would keep its bytes; they are made again with it."""
+    for location in models.glob(f"*/*/{LOCATION}"):
+        if not checkpoint_of(location.parent).is_dir():
+            shutil.rmtree(location.parent)
 
 
 def _pointed_at(bench: Workbench, document: FrontierDocument) -> Iterable[Path]:
@@ -61,6 +94,7 @@ def _pointed_at(bench: Workbench, document: FrontierDocument) -> Iterable[Path]:
             if solution.get("checkpoint"):
                 yield Path(solution["checkpoint"]).resolve()
     if bench.registry is not None:
+        needed = journal_of(bench.settings).needed()
         for version in list_versions(bench.registry):
-            if version.aliases:
+            if version.aliases or version.version in needed.get(version.model, ()):
                 yield Path(version.source).resolve()

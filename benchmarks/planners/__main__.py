@@ -5,9 +5,10 @@
 Each replay sees another half of a table's items; all planners see the same half, the same given strategies and the same
 frozen reference point. Printed are the hypervolume after 5, 10, 20 and 40 episodes as a share of the table's best, the
 episodes to 90 and 95 % of it, the mean share over the episodes after the given ones (area under the curve), and the
-paired difference of that area to the default planner's with a bootstrap interval over seeds. Then the hybrid planner
-with a language model: scripted stand-ins, marked as such, over fewer seeds, and what was recorded of real ones
-(``benchmarks.planners.transcripts``), each beside the same search without it. Courses are kept in
+paired difference of that area to the default planner's with a bootstrap interval over seeds. Gaussian processes take
+seconds a proposal: they follow over fewer seeds and 20 episodes, the default search beside them cut to the same. Then
+the hybrid planner with a language model: scripted stand-ins, marked as such, over fewer seeds, and what was recorded of
+real ones (``benchmarks.planners.transcripts``), each beside the same search without it. Courses are kept in
 ``benchmarks/data/courses.json`` by the content of table, planner and settings, so that only what changed is replayed.
 """
 
@@ -40,7 +41,8 @@ from benchmarks.planners.stock import STOCK, stock_planner
 from benchmarks.planners.table import DATA, Table
 
 OURS = "greybox"
-PLANNERS = (OURS, "random", "nsga2", "tpe", "gp", "bandit", "pbt", *STOCK)
+SLOW, SLOW_EPISODES = ("gp", "stock-gp-2", "stock-gp"), 20
+PLANNERS = (OURS, "random", "nsga2", "tpe", "bandit", "pbt", *(name for name in STOCK if name not in SLOW))
 COURSES = DATA / "courses.json"
 TABLES = ("demo", "stories260k", "demo_deep")
 EPISODES = 40
@@ -56,6 +58,10 @@ def main() -> None:
     parser.add_argument("--planners", default=",".join(PLANNERS))
     parser.add_argument("--tables", default=",".join(name for name in TABLES if (DATA / f"{name}.json").exists()))
     parser.add_argument("--given", type=int, default=SEEDS, help="strategies that all planners are given")
+    parser.add_argument(
+        "--slow", default=",".join(SLOW[:2]), help="Gaussian processes, over fewer seeds; empty for none"
+    )
+    parser.add_argument("--slow-seeds", type=int, default=10)
     parser.add_argument("--language-seeds", type=int, default=20, help="of the stand-ins for a language model")
     parser.add_argument("--stand-ins", default=",".join(STAND_INS), help="empty for none")
     parser.add_argument("--again", action="store_true", help="replay what is kept, too")
@@ -70,7 +76,12 @@ def main() -> None:
         for table, name in product(tables, names)
     }
     for table in tables:
-        _print(table, {name: found[table, name] for name in names}, options.given)
+        _print(table, {name: found[table, name] for name in names}, options.given, EPISODES)
+    slow, few = [name for name in options.slow.split(",") if name], range(options.slow_seeds)
+    for table in tables if slow else ():
+        ways = {name: replayed(table, name, few, again=options.again and name != OURS) for name in (OURS, *slow)}
+        cut = {name: [Course(course.volumes[: SLOW_EPISODES + 1], []) for course in way] for name, way in ways.items()}
+        _print(table, cut, options.given, SLOW_EPISODES)
     stand_ins, seeds = [name for name in options.stand_ins.split(",") if name], range(options.language_seeds)
     for table in tables:
         ways = {OURS: replayed(table, OURS, seeds, again=False)}
@@ -104,14 +115,14 @@ def _replayed(
 def _one(work: tuple[str, str, int, int]) -> list[int]:
     """One replay: the hypervolume after each episode in ten-thousandths of the table's best."""
     name, planner, seed, given = work
-    table = Table.read(DATA / f"{name}.json")
+    table, episodes = Table.read(DATA / f"{name}.json"), SLOW_EPISODES if planner in SLOW else EPISODES
     with threadpool_limits(1):  # the processes are many, the matrices small
         replay = Replay(table, seed, given=given)
         if planner in STAND_INS:
             course = play_stand_in(replay, planner, EPISODES)
         else:
-            course = play(replay, _planner(planner), EPISODES, table.header.spec)
-    volumes = course.volumes + [course.volumes[-1]] * (EPISODES + 1 - len(course.volumes))
+            course = play(replay, _planner(planner), episodes, table.header.spec)
+    volumes = course.volumes + [course.volumes[-1]] * (episodes + 1 - len(course.volumes))
     return [round(1e4 * volume) for volume in volumes]
 
 
@@ -139,7 +150,7 @@ def _current(
     kept: dict[str, dict[str, list[int]]], tables: Sequence[str], given: int
 ) -> dict[str, dict[str, list[int]]]:
     """Without courses that no present planner or table would give."""
-    keys = {_key(table, name, given) for table, name in product(tables, (*PLANNERS, *STAND_INS))}
+    keys = {_key(table, name, given) for table, name in product(tables, (*PLANNERS, *SLOW, *STAND_INS))}
     replaced = {key.rsplit(" ", 1)[0] for key in keys}
     return {key: way for key, way in kept.items() if key in keys or key.rsplit(" ", 1)[0] not in replaced}
 
@@ -148,14 +159,15 @@ def _compact(kept: Courses) -> str:
     return "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(kept[key])}" for key in sorted(kept)) + "\n}\n"
 
 
-def _print(table: str, courses: dict[str, list[Course]], given: int) -> None:
-    print(f"\n{table}: {len(next(iter(courses.values())))} seeds, {given} given strategies, shares of the table's best")
-    print(f"{'planner':12} {'5':>6} {'10':>6} {'20':>6} {'40':>6} {'to 90 %':>8} {'to 95 %':>8} {'area':>7}  "
+def _print(table: str, courses: dict[str, list[Course]], given: int, episodes: int) -> None:
+    seeds, shown = len(next(iter(courses.values()))), [n for n in (5, 10, 20, 40) if n <= episodes]
+    print(f"\n{table}: {seeds} seeds, {episodes} episodes, {given} given strategies, shares of the table's best")
+    print(f"{'planner':12} {' '.join(f'{n:>6}' for n in shown)} {'to 90 %':>8} {'to 95 %':>8} {'area':>7}  "
           f"{OURS} ahead by [95 %]")  # fmt: skip
     ours = [course.area(given) for course in courses.get(OURS, [])]
     for name, ways in sorted(courses.items(), key=lambda pair: -statistics.fmean(c.area(given) for c in pair[1])):
-        at = [statistics.fmean(course.volumes[n] for course in ways) for n in (5, 10, 20, 40)]
-        to = [_median_to(ways, share) for share in (0.90, 0.95)]
+        at = [statistics.fmean(course.volumes[n] for course in ways) for n in shown]
+        to = [_median_to(ways, share, episodes) for share in (0.90, 0.95)]
         area = [course.area(given) for course in ways]
         ahead = ""
         if ours and name != OURS:
@@ -184,11 +196,11 @@ def _print_language(table: str, courses: dict[str, list[Course]], given: int) ->
     print("\n".join(transcripts.lines(recorded, Table.read(DATA / f"{table}.json"))) or "no recorded transcripts")
 
 
-def _median_to(ways: Sequence[Course], share: float) -> str:
+def _median_to(ways: Sequence[Course], share: float, episodes: int) -> str:
     reached = [course.episodes_to(share) for course in ways]
-    numbers = sorted(EPISODES + 1 if number is None else number for number in reached)
+    numbers = sorted(episodes + 1 if number is None else number for number in reached)
     median = statistics.median(numbers)
-    return f">{EPISODES}" if median > EPISODES else f"{median:g}"
+    return f">{episodes}" if median > episodes else f"{median:g}"
 
 
 def _bootstrap(difference: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> tuple[float, float]:

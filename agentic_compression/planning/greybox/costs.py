@@ -7,6 +7,7 @@ the posterior is exact.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 __all__ = ["COSTS", "CostModel", "Shares", "shares_of", "size_ratio"]
+
+_ROUNDS, _IMAGINED = 3, 6.0
+"""Of estimating the noise, which is believed to be as large as so many residuals say."""
 
 COSTS = ("latency_ms", "memory_gb", "model_size_gb", "co2_grams")
 
@@ -87,10 +91,11 @@ def size_ratio(strategy: Strategy, shares: Shares) -> float:
     """Bytes to be shipped over the baseline's, by arithmetic.
 
     Parts removed are gone; weights in fewer bits take these bits and their groups' scales; zeros are stored as a mask
-    unless a later stage packs the weights into another format; GGUF packs the embeddings too.
+    unless a later stage packs the weights into another format; GGUF packs the embeddings too, and multiplies layers of
+    low rank out.
     """
     mlp, attention, rest = shares.mlp, shares.attention, max(0.0, 1 - shares.mlp - shares.attention)
-    bits, sparse, whole_file = shares.stored_bits, 0.0, None
+    bits, sparse, rank, whole_file = shares.stored_bits, 0.0, 1.0, None
     for stage in strategy.stages:
         values = stage.parameters
         share, ratio = _number(values.get("share")), _number(values.get("rank_ratio"))
@@ -101,7 +106,7 @@ def size_ratio(strategy: Strategy, shares: Shares) -> float:
         elif stage.method == "drop_layers":
             mlp, attention = mlp * (1 - share), attention * (1 - share)
         elif ratio:
-            mlp, attention = mlp * ratio, attention * ratio
+            rank *= ratio
         elif "sparsity" in values:
             sparse = (
                 0.5
@@ -119,7 +124,7 @@ def size_ratio(strategy: Strategy, shares: Shares) -> float:
     stored = bits / shares.stored_bits
     if sparse:
         stored = min(1.0, 1 - sparse + 1 / shares.stored_bits)
-    return (mlp + attention) * stored + rest
+    return (mlp + attention) * rank * stored + rest
 
 
 class CostModel:
@@ -138,6 +143,7 @@ class CostModel:
         self._expected = np.concatenate([nothing, nothing])
         each = cost_deviations(columns, self._belief.intercept, self._belief.slope)
         self._prior = np.concatenate([each / 2, each]) ** 2
+        self._noise = self._belief.noise
         self._mode = np.zeros(len(self._prior))
         self._covariance = np.diag(self._prior)
 
@@ -155,16 +161,20 @@ class CostModel:
         columns = design.last_and_earlier
         left = np.log(ratios) - self._belief.of_size * design.log_size - columns @ self._expected
         beyond = np.zeros(len(left)) if elsewhere is None else elsewhere
-        weighted = columns / (self._belief.noise**2 + beyond**2)[:, None]
-        self._covariance = np.linalg.inv(np.diag(1 / self._prior) + weighted.T @ columns)
-        self._mode = self._covariance @ (weighted.T @ left)
+        for _ in range(_ROUNDS):
+            weighted = columns / (self._noise**2 + beyond**2)[:, None]
+            self._covariance = np.linalg.inv(np.diag(1 / self._prior) + weighted.T @ columns)
+            self._mode = self._covariance @ (weighted.T @ left)
+            own = (left - columns @ self._mode)[beyond == 0]
+            imagined = _IMAGINED * self._belief.noise**2
+            self._noise = math.sqrt((imagined + float((own**2).sum())) / (_IMAGINED + len(own)))
 
     def predict(self, design: Design) -> tuple[Array, Array]:
         """Mean and standard deviation of the logarithm of the ratio, each ``(n,)``."""
         columns = design.last_and_earlier
         variance = np.einsum("ij,ij->i", columns @ self._covariance, columns)
         mean = self._belief.of_size * design.log_size + columns @ (self._mode + self._expected)
-        return mean, np.sqrt(np.maximum(variance, 0.0) + self._belief.noise**2)
+        return mean, np.sqrt(np.maximum(variance, 0.0) + self._noise**2)
 
 
 def _number(value: object) -> float:

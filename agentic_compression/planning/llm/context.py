@@ -54,7 +54,7 @@ def describe(rules: Rules, history: Sequence[EpisodeRecord], situation: Situatio
     return {
         "objective": known.objective,
         "constraints": [str(constraint) for constraint in known.constraints],
-        "study": _study(known),
+        "study": _study(known, space),
         "left": {
             "episodes": known.episodes_left,
             "seconds": _short(known.seconds_left),
@@ -62,6 +62,7 @@ def describe(rules: Rules, history: Sequence[EpisodeRecord], situation: Situatio
             "co2_grams_spent": _short(known.co2_spent_grams),
         },
         "baseline": {name: _short(value) for name, value in baseline.model_dump().items()} if baseline else None,
+        "noise": _noise(history, baseline),
         "frontier": [_result(record, space, baseline) for record in search_frontier(history)],
         "hypervolume": [
             {"episode": record.episode, "added": _short(gains.get(record.episode, 0.0))} for record in ordered
@@ -73,15 +74,27 @@ def describe(rules: Rules, history: Sequence[EpisodeRecord], situation: Situatio
         "memory": [_recalled(item, space) for item in known.recalled[:_RECALLED]],
         "skill_recommendations": _recommendations(known.recommended, rules),
         "candidates": [_candidate(at, item, space, baseline) for at, item in enumerate(rules.candidates, start=1)],
-        "tried": [space.brief(record.strategy) for record in ordered[-_TRIED:]],
+        "tried": [_tried(record, space, baseline) for record in ordered[-_TRIED:]],
         "running": [space.brief(strategy) for strategy in rules.running],
         "methods": [_method(method) for method in space.offered],
         "most_stages": space.max_stages,
     }
 
 
-def _study(known: Situation) -> dict[str, Any]:
+def _noise(history: Sequence[EpisodeRecord], baseline: Objectives | None) -> dict[str, Any]:
+    """Half the width of the baseline's 95 % intervals, in the terms of the answer."""
+    found = next((record.intervals for record in history if record.strategy.is_baseline), {})
+    told = {}
+    for name, (low, high) in found.items():
+        unit = _unit(name, baseline)
+        if unit is not None:
+            told[_TERMS[name]] = _short((high - low) / 2 / unit)
+    return told
+
+
+def _study(known: Situation, space: SearchSpace) -> dict[str, Any]:
     spec = known.spec
+    offered = {method.name for method in space.offered}
     told: dict[str, Any] = {"dataset": known.dataset[:300], "tasks": list(known.tasks[:20]), "device": known.device}
     if spec is None:
         return told
@@ -94,7 +107,7 @@ def _study(known: Situation) -> dict[str, Any]:
         "layers": spec.layers,
         "hidden_size": spec.hidden_size,
         "experts": spec.experts,
-        "preferred_methods": list(spec.preferred_methods),
+        "preferred_methods": [name for name in spec.preferred_methods if name in offered],
     }
 
 
@@ -117,6 +130,12 @@ def _result(record: EpisodeRecord, space: SearchSpace, baseline: Objectives | No
     if "accuracy" in record.intervals:
         told["accuracy_interval"] = [_short(end) for end in record.intervals["accuracy"]]
     return told | (_by_ratio(ratios(record.objectives, baseline)) if baseline else {})
+
+
+def _tried(record: EpisodeRecord, space: SearchSpace, baseline: Objectives | None) -> dict[str, Any]:
+    """One line of the list of everything."""
+    told = {key: value for key, value in _result(record, space, baseline).items() if key != "accuracy_interval"}
+    return told if record.status == "succeeded" else told | {"status": record.status}
 
 
 def _candidate(number: int, item: Candidate, space: SearchSpace, baseline: Objectives | None) -> dict[str, Any]:

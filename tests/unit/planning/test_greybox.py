@@ -383,3 +383,9 @@ def test_rejected_episodes_teach_costs_and_accuracy_by_what_was_read() -> None:
     assert dear["latency_ms"] == cheap["latency_ms"]
     good, bad = (planner.forecast(SPACE, like, [baseline, rejected(0.5, accuracy)])[0] for accuracy in (0.99, 0.2))
     assert good["accuracy"][0] > bad["accuracy"][0] + 0.05
+
+
+def test_gguf_multiplies_layers_of_low_rank_out() -> None:
+    plain, thin = (Strategy.parse(label) for label in ("gguf:type=Q4_K_M", "svd_llm:rank_ratio=0.7 | gguf:type=Q4_K_M"))
+    assert size_ratio(thin, SHARES) == size_ratio(plain, SHARES)
+    assert size_ratio(Strategy.parse("svd_llm:rank_ratio=0.7"), SHARES) == pytest.approx(0.7 * 0.8 + 0.2)

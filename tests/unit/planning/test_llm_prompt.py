@@ -116,6 +116,28 @@ def test_the_question_holds_what_a_decision_needs() -> None:
     assert len(data["tried"]) == len(records) - 1
 
 
+def test_every_result_is_told_and_how_noisy_they_are() -> None:
+    records = history()
+    records[0] = records[0].model_copy(update={"intervals": {"latency_ms": (0.9, 1.3), "accuracy": (0.4, 0.5)}})
+    records[3] = records[3].model_copy(update={"objectives": None, "status": "oom"})
+    data = _data(_ask(records))
+    baseline = records[0].objectives
+    assert baseline is not None
+    assert data["noise"] == {"latency_ratio": pytest.approx(0.2 / baseline.latency_ms, rel=1e-3), "accuracy": 0.05}
+    first, failed = data["tried"][0], data["tried"][2]
+    assert first["strategy"] == SPACE.brief(records[1].strategy)
+    assert {"accuracy", "latency_ratio", "memory_ratio", "size_ratio", "co2_ratio"} <= set(first)
+    assert failed == {"episode": 3, "strategy": SPACE.brief(records[3].strategy), "status": "oom"}
+
+
+def test_only_methods_on_offer_are_preferred() -> None:
+    spec = situation().spec
+    assert spec is not None
+    told = spec.model_copy(update={"preferred_methods": ("autoround", "gptq")})
+    data = describe(rules(), history(), situation().model_copy(update={"spec": told}))
+    assert data["study"]["preferred_methods"] == ["gptq"]
+
+
 def test_the_report_side_is_never_told() -> None:
     hidden = 0.123456
     report = Report(accuracy=Estimate(value=hidden, low=hidden, high=hidden, n=5, spread=0), benchmarks=())

@@ -1,0 +1,204 @@
+"""``acf registry promote``, ``rollback`` and ``approve``: the commands that move aliases."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agentic_compression.errors import AcfError, ConfigurationError
+
+if TYPE_CHECKING:
+    from agentic_compression.records import JournalEntry, Promoted, PromotionPolicy, PromotionRequest
+
+__all__ = ["approve", "promote", "rollback"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Reason = Annotated[str, typer.Option("--reason", "-r", help="Why; kept in the journal.")]
+
+
+def promote(
+    version: Annotated[str, typer.Argument(help="MODEL/NUMBER or MODEL@ALIAS that is to take the alias.")],
+    alias: Annotated[str, typer.Option("--alias", "-a", help="champion, most-accurate, fastest, smallest, …")],
+    reason: Reason = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote although the gate refuses; needs a --reason.")
+    ] = False,
+    require_approval: Annotated[
+        bool, typer.Option("--require-approval", help="Write down a request that 'acf registry approve' completes.")
+    ] = False,
+    pipeline: Annotated[
+        bool, typer.Option("--pipeline", help="Measure both versions again here, promote, and try what is served.")
+    ] = False,
+    policy: Annotated[
+        Path | None, typer.Option(help="Policy file; by default promotion.yaml of the state root, or the shipped one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Give an alias to a version that passes the promotion gate.
+
+    The gate asks: measured in full, on its study's frontier, within the constraints, measured in the incumbent's
+    environment, not dominated by it, not significantly less accurate on the same items. It refuses with its numbers.
+
+    Examples:
+
+      acf registry promote demo--demo/3 --alias champion
+
+      acf registry promote demo--demo/3 --alias champion --pipeline --require-approval
+
+      acf registry promote demo--demo/2 -a smallest --force --reason "a customer needs this one"
+    """
+    if force and not reason.strip():
+        raise ConfigurationError("--force needs a --reason, which is kept in the journal")
+    from agentic_compression.records import PromotionRequest
+    from agentic_compression.registry import parse_version
+    from agentic_compression.study import open_workbench
+    from agentic_compression.study.promotion import open_desk, require_promoted, verdict_on
+    from agentic_compression.study.promotion import promote as carry_out
+
+    rules = _policy(policy)
+    bench = open_workbench()
+    desk = open_desk(bench, policy=rules)
+    found = parse_version(desk.client, version)
+    request = PromotionRequest(
+        model=found.model,
+        version=found.version,
+        alias=alias,
+        reason=reason,
+        force=force,
+        require_approval=require_approval,
+        policy=rules,
+    )
+    promoted = _through_pipeline(request) if pipeline else carry_out(desk, request, verdict_on(desk, request))
+    if as_json:
+        typer.echo(promoted.model_dump_json(indent=2))
+    require_promoted(promoted)
+    if not as_json:
+        _print_promoted(promoted)
+
+
+def rollback(
+    model: Annotated[str, typer.Argument(help="Registered model.")],
+    alias: Annotated[
+        str | None, typer.Option("--alias", "-a", help="Take back this alias's last move; by default the model's.")
+    ] = None,
+    reason: Reason = "",
+    as_json: Json = False,
+) -> None:
+    """Take back the last move of a model's aliases, or of one of them.
+
+    Studies do not give the alias to that version again; 'acf registry promote' does.
+
+    Examples:
+
+      acf registry rollback demo--demo
+
+      acf registry rollback demo--demo --alias champion --reason "answers got worse"
+    """
+    from agentic_compression.registry import rollback as take_back
+    from agentic_compression.study import open_workbench
+    from agentic_compression.study.promotion import open_desk
+
+    desk = open_desk(open_workbench())
+    entry = take_back(desk.client, desk.journal, model, alias=alias, why=reason or "rolled back by hand")
+    if as_json:
+        typer.echo(entry.model_dump_json(indent=2))
+        return
+    _print_moves(entry)
+    typer.echo(f"see: acf registry history {model}")
+
+
+def approve(
+    request: Annotated[str | None, typer.Argument(help="Id of a request; what waits is listed when left out.")] = None,
+    refuse: Annotated[bool, typer.Option("--reject", help="Refuse it instead.")] = False,
+    reason: Reason = "",
+    as_json: Json = False,
+) -> None:
+    """Carry out a promotion that waits for approval, or refuse it.
+
+    Examples:
+
+      acf registry approve
+
+      acf registry approve 4f0c2a9d81be --reason "checked by hand"
+
+      acf registry approve 4f0c2a9d81be --reject --reason "after the release"
+    """
+    from agentic_compression.registry import approve as carry_out
+    from agentic_compression.registry import reject
+    from agentic_compression.study import open_workbench
+    from agentic_compression.study.promotion import open_desk
+
+    desk = open_desk(open_workbench())
+    if request is None:
+        waiting = desk.journal.pending()
+        if as_json:
+            typer.echo(json.dumps([entry.model_dump(mode="json") for entry in waiting], indent=2))
+            return
+        for entry in waiting:
+            typer.echo(f"{entry.id}  {entry.model}: {_told(entry)} ({entry.why}, asked by {entry.who})")
+        if not waiting:
+            typer.echo("nothing waits for approval")
+        return
+    if refuse:
+        entry = reject(desk.journal, request, why=reason)
+    else:
+        entry = carry_out(desk.client, desk.journal, request, why=reason)
+    if as_json:
+        typer.echo(entry.model_dump_json(indent=2))
+    elif refuse:
+        typer.echo(f"rejected {request} of {entry.model}: {_told(entry)}")
+    else:
+        _print_moves(entry)
+
+
+def _policy(path: Path | None) -> PromotionPolicy:
+    from agentic_compression.registry import policy_file, read_policy
+    from agentic_compression.settings import get_settings
+
+    return read_policy(path or policy_file(get_settings().root))
+
+
+def _through_pipeline(request: PromotionRequest) -> Promoted:
+    from agentic_compression import orchestration
+    from agentic_compression.execution import shared_supervisor
+    from agentic_compression.settings import get_settings
+    from agentic_compression.study.workbench import bootstrap_lock
+
+    shared_supervisor().start()
+    settings = get_settings()
+    orchestration.prepare_environment(settings)
+    with bootstrap_lock(settings):
+        orchestration.ensure_stack(settings)
+    return orchestration.run_promotion(request)
+
+
+def _print_promoted(promoted: Promoted) -> None:
+    verdict = promoted.verdict
+    for check in verdict.checks:
+        typer.echo(f"{'passed' if check.passed else 'FAILED'}  {check.name}: {check.detail}")
+    if promoted.smoke is not None:
+        typer.echo(f"smoke test of {promoted.smoke.uri}: {promoted.smoke.prompt!r} → {promoted.smoke.answer!r}")
+    of = f"{verdict.alias} of {verdict.model}"
+    if promoted.status == "requested" and promoted.entry is not None:
+        typer.echo(f"{of} waits for approval; next: acf registry approve {promoted.entry.id}")
+    elif promoted.status == "requested":
+        raise AcfError("a request without an entry")
+    elif promoted.status == "unchanged":
+        typer.echo(f"{of} is at version {verdict.version} already, or the same move waits for approval")
+    else:
+        typer.echo(
+            f"{of} is at version {verdict.version} now, before at {verdict.incumbent or 'none'}; "
+            f"back: acf registry rollback {verdict.model} --alias {verdict.alias}"
+        )
+
+
+def _print_moves(entry: JournalEntry) -> None:
+    typer.echo(f"{entry.model}: {_told(entry)}")
+
+
+def _told(entry: JournalEntry) -> str:
+    moves = (f"{alias} {entry.before.get(alias) or 'none'} → {to or 'none'}" for alias, to in entry.after.items())
+    return ", ".join(moves)

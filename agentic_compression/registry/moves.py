@@ -1,0 +1,219 @@
+"""Moving aliases: as a whole, written down before, and taken back on request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agentic_compression.errors import ConfigurationError, ModelError
+from agentic_compression.records import JournalEntry, PromotionAction
+from agentic_compression.registry.journal import AliasJournal, Change, moved, new_entry
+from agentic_compression.registry.versions import holders, list_versions
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["Note", "approve", "move_aliases", "recover", "reject", "request_move", "require_usable", "rollback"]
+
+
+@dataclass(frozen=True)
+class Note:
+    """What the journal says of a move beside the aliases (see ``JournalEntry``)."""
+
+    action: PromotionAction
+    why: str
+    study: str = ""
+    forced: bool = False
+    undoes: str = ""
+    request: str = ""
+
+
+def recover(client: MlflowClient, journal: AliasJournal) -> list[JournalEntry]:
+    """Carry out moves that an earlier process intended and did not finish; returns them.
+
+    Forward, not back: an intention was written down after it had passed the gate. Versions that were deleted
+    meanwhile are passed over.
+    """
+    if not journal.unfinished():
+        return []
+    with journal.locked():
+        open_moves = journal.unfinished()
+        for entry in open_moves:
+            _carry_out(client, entry)
+            journal.append(_done(entry, recovered=True))
+        return open_moves
+
+
+def move_aliases(
+    client: MlflowClient,
+    journal: AliasJournal,
+    model: str,
+    wanted: Mapping[str, str],
+    note: Note,
+) -> JournalEntry | None:
+    """Point aliases at versions, and remove those whose version is empty.
+
+    A process killed at any moment leaves the old holders, or an intention that ``recover`` completes.
+
+    Returns:
+        The journal's entry; None when everything was so already.
+    """
+    with journal.locked():
+        recover(client, journal)
+        current = holders(client, model)
+        after = moved(current, wanted)
+        if not after:
+            return None
+        entry = new_entry(
+            kind="intended",
+            model=model,
+            before={alias: current.get(alias, "") for alias in after},
+            after=after,
+            **asdict(note),
+        )
+        journal.append(entry)
+        _carry_out(client, entry)
+        journal.append(_done(entry))
+        return entry
+
+
+def rollback(
+    client: MlflowClient, journal: AliasJournal, model: str, *, alias: str | None = None, why: str = ""
+) -> JournalEntry:
+    """Take back the model's last move, or one alias's last.
+
+    Raises:
+        ConfigurationError: when there is nothing to take back, or an alias moved without the journal since.
+        ModelError: when what it goes back to is not there any more.
+    """
+    with journal.locked():
+        recover(client, journal)
+        changes = _last_changes(journal, model, alias)
+        entry, current = changes[0].entry, holders(client, model)
+        for change in changes:
+            if current.get(change.alias, "") != entry.after[change.alias]:
+                raise ConfigurationError(
+                    f"{change.alias} of {model} must be at version {entry.after[change.alias] or 'none'}, where the "
+                    f"journal left it, got {current.get(change.alias) or 'none'}; move it with 'acf registry promote'"
+                )
+            require_usable(client, model, change.before)
+        back = {change.alias: change.before for change in changes}
+        done = move_aliases(client, journal, model, back, Note("rollback", why, undoes=entry.id))
+        assert done is not None
+        return done
+
+
+def request_move(
+    client: MlflowClient,
+    journal: AliasJournal,
+    model: str,
+    wanted: Mapping[str, str],
+    note: Note,
+) -> JournalEntry | None:
+    """Write down a move that waits for an approval; None when nothing would move or the same is asked already."""
+    with journal.locked():
+        recover(client, journal)
+        current = holders(client, model)
+        after = moved(current, wanted)
+        before = {alias: current.get(alias, "") for alias in after}
+        if not after:
+            return None
+        for waiting in journal.pending(model):
+            if waiting.after == after and waiting.before == before:
+                return None
+        return journal.append(new_entry(kind="requested", model=model, before=before, after=after, **asdict(note)))
+
+
+def approve(client: MlflowClient, journal: AliasJournal, request: str, *, why: str = "") -> JournalEntry:
+    """Carry out a move that was asked for.
+
+    Raises:
+        ConfigurationError: when there is no such request, or an alias has moved since it was made.
+        ModelError: when a version or its checkpoint is not there any more.
+    """
+    with journal.locked():
+        recover(client, journal)
+        entry = _request(journal, request)
+        current = holders(client, entry.model)
+        for alias, before in entry.before.items():
+            if current.get(alias, "") != before:
+                raise ConfigurationError(
+                    f"request {request} was made when {alias} was at version {before or 'none'}, now it is at "
+                    f"{current.get(alias) or 'none'}; ask again, or reject it with --reject"
+                )
+        for version in entry.after.values():
+            require_usable(client, entry.model, version)
+        note = Note("approve", why or entry.why, entry.study, entry.forced, request=entry.id)
+        done = move_aliases(client, journal, entry.model, entry.after, note)
+        assert done is not None
+        return done
+
+
+def reject(journal: AliasJournal, request: str, *, why: str = "") -> JournalEntry:
+    """Refuse a move that was asked for.
+
+    Raises:
+        ConfigurationError: when there is no such request.
+    """
+    with journal.locked():
+        entry = _request(journal, request)
+        values = {"before": entry.before, "after": entry.after, "why": why}
+        return journal.append(
+            new_entry(kind="rejected", model=entry.model, action=entry.action, request=entry.id, **values)
+        )
+
+
+def require_usable(client: MlflowClient, model: str, version: str) -> None:
+    """That an alias can point there; the empty version always can.
+
+    Raises:
+        ModelError: when the version or its checkpoint is gone.
+    """
+    if not version:
+        return
+    found = next((item for item in list_versions(client, model) if item.version == version), None)
+    if found is None:
+        raise ModelError(f"{model}/{version} is not in the registry any more; see: acf registry list {model}")
+    if not Path(found.source).is_dir():
+        raise ModelError(
+            f"the checkpoint of {model}/{version} is gone; make it again: acf rebuild {found.study} {found.episode}"
+        )
+
+
+def _last_changes(journal: AliasJournal, model: str, alias: str | None) -> list[Change]:
+    stacks = {name: stack for name, stack in journal.standing(model).items() if stack and alias in {None, name}}
+    if not stacks:
+        of = f"alias {alias} of {model}" if alias else model
+        raise ConfigurationError(f"no move of {of} is left to take back; see: acf registry history {model}")
+    order = {entry.id: place for place, entry in enumerate(journal.moves(model))}
+    last = max((stack[-1].entry.id for stack in stacks.values()), key=lambda entry: order[entry])
+    return [stack[-1] for _, stack in sorted(stacks.items()) if stack[-1].entry.id == last]
+
+
+def _request(journal: AliasJournal, request: str) -> JournalEntry:
+    found = next((entry for entry in journal.pending() if entry.id == request), None)
+    if found is None:
+        waiting = ", ".join(entry.id for entry in journal.pending()) or "none"
+        raise ConfigurationError(f"no request {request!r} waits for approval; waiting: {waiting}")
+    return found
+
+
+def _carry_out(client: MlflowClient, entry: JournalEntry) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        current = holders(client, entry.model)
+    except MlflowException:  # the model was removed after the intention
+        return
+    known = {item.version for item in list_versions(client, entry.model)}
+    for alias, version in moved(current, entry.after).items():
+        if not version:
+            client.delete_registered_model_alias(entry.model, alias)
+        elif version in known:
+            client.set_registered_model_alias(entry.model, alias, version)
+
+
+def _done(entry: JournalEntry, *, recovered: bool = False) -> JournalEntry:
+    return new_entry(id=entry.id, kind="done", model=entry.model, action=entry.action, recovered=recovered)

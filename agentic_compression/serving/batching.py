@@ -1,0 +1,266 @@
+"""Continuous batching: one thread steps all running requests together; requests join and leave between steps.
+
+Iteration-level scheduling as in Yu et al. 2022 (Orca, OSDI), with long prompts read in portions so that they do not
+hold up the answers that are already being written (Agrawal et al. 2023, arXiv 2308.16369).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from agentic_compression.errors import AcfError
+from agentic_compression.runtimes.interface import GenerationOptions
+from agentic_compression.runtimes.sampling import TextStream, pick_token
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Job", "Portion", "Scheduler", "SlotModel", "log_probabilities"]
+
+_PROMPT_TOKENS_A_STEP = 512
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Tokens to run in one slot: ids, the position of the first, and whether the logits after the last are wanted."""
+
+    slot: int
+    tokens: Sequence[int]
+    start: int
+    wanted: bool
+
+
+class SlotModel(Protocol):
+    """A model with room for several sequences. Used from one thread."""
+
+    slots: int
+    cells: int
+    """Tokens that all slots hold together, at most."""
+    batched: bool
+    """Whether the slots share a forward pass."""
+
+    def run(self, portions: Sequence[Portion]) -> NDArray[np.float32]:
+        """Run every portion on top of its slot; logits of the wanted ones in their order, ``(wanted, vocabulary)``."""
+        ...
+
+    def free(self, slot: int) -> None:
+        """Forget a slot's sequence."""
+        ...
+
+
+@dataclass
+class Job:
+    """A request on its way through the scheduler; ``ids`` is the prompt."""
+
+    key: int
+    ids: Sequence[int]
+    options: GenerationOptions
+    text: TextStream
+    ends: Collection[int]
+    top_logprobs: int | None = None
+    slot: int = -1
+    done: int = 0
+    answered: int = 0
+    last: int = -1
+    cancelled: bool = False
+    generator: Any = field(default=None)
+
+    @property
+    def cells(self) -> int:
+        """Tokens that the request may come to hold."""
+        return len(self.ids) + self.options.new_tokens
+
+
+Emit = Callable[[list[dict[str, Any]], int, int], None]
+"""Told after every step: the events of that step, how many requests run, how many wait."""
+
+
+class Scheduler:
+    """Steps jobs through a model until it is closed.
+
+    Args:
+        model: with slots.
+        tokenizer: for the text of tokens whose log-probabilities are asked for.
+        emit: gets ``{"id", "text", "finish", "logprobs"}`` for every new token, ``{"id", "error", "message"}`` for
+            every job that failed. Called in the thread that steps.
+        queue: jobs that may wait.
+    """
+
+    def __init__(self, model: SlotModel, tokenizer: Any, emit: Emit, queue: int = 256) -> None:
+        self._model, self._tokenizer, self._emit, self._queue = model, tokenizer, emit, queue
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
+        self._free = list(range(model.slots))[::-1]
+        self._cells = 0
+        self._calls: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    @property
+    def cells(self) -> int:
+        """Tokens that one request may need at most."""
+        return self._model.cells
+
+    def has_room(self) -> bool:
+        """Whether another job may be submitted: free slots count beside the queue. From any thread."""
+        with self._changed:
+            return len(self._waiting) < self._queue + len(self._free)
+
+    def submit(self, job: Job) -> None:
+        """Queue a job. From any thread."""
+        with self._changed:
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def cancel(self, key: int) -> None:
+        """Drop a job before the next step; unknown ones are ignored. From any thread."""
+        with self._changed:
+            for job in (*self._waiting, *self._running):
+                if job.key == key:
+                    job.cancelled = True
+            self._changed.notify()
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run a function in the stepping thread, between two steps. From any thread."""
+        with self._changed:
+            self._calls.append(function)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End ``run`` after the step that is under way."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def run(self) -> None:
+        """Step until closed; sleeps while there is nothing to do."""
+        while True:
+            with self._changed:
+                while not (self._closed or self._waiting or self._running or self._calls):
+                    self._changed.wait()
+                if self._closed:
+                    return
+                calls = [self._calls.popleft() for _ in range(len(self._calls))]
+            for function in calls:
+                function()
+            self.step()
+
+    def step(self) -> None:
+        """Admit what fits, run one portion of every running job, and tell what came of it."""
+        self._admit()
+        events: list[dict[str, Any]] = []
+        jobs, portions = self._portions()
+        if jobs:
+            try:
+                logits = self._model.run(portions)
+            except (AcfError, RuntimeError, MemoryError, ValueError, IndexError) as error:
+                events += [_failed(job, error) for job in jobs]
+                for job in jobs:
+                    self._leave(job)
+            else:
+                events += self._advance(jobs, portions, logits)
+        if events or jobs:
+            self._emit(events, len(self._running), len(self._waiting))
+
+    def _admit(self) -> None:
+        with self._changed:
+            dropped = [job for job in self._running if job.cancelled]
+            waited = len(self._waiting)
+            self._waiting = deque(job for job in self._waiting if not job.cancelled)
+            changed = bool(dropped) or len(self._waiting) < waited
+        for job in dropped:
+            self._leave(job)
+        with self._changed:
+            while self._waiting and self._free and self._cells + self._waiting[0].cells <= self._model.cells:
+                job = self._waiting.popleft()
+                job.slot = self._free.pop()
+                self._cells += job.cells
+                self._running.append(job)
+        if changed and not self._running:
+            self._emit([], 0, len(self._waiting))
+
+    def _portions(self) -> tuple[list[Job], list[Portion]]:
+        """A token of every job that answers, and so much of the prompts, oldest first, as one step may read."""
+        jobs, portions, room = [], [], _PROMPT_TOKENS_A_STEP
+        for job in self._running:
+            if job.answered:
+                jobs.append(job)
+                portions.append(Portion(job.slot, (job.last,), job.done, True))
+        for job in self._running:
+            if not job.answered and room > 0:
+                part = job.ids[job.done : job.done + room]
+                room -= len(part)
+                jobs.append(job)
+                portions.append(Portion(job.slot, part, job.done, job.done + len(part) == len(job.ids)))
+        return jobs, portions
+
+    def _advance(self, jobs: list[Job], portions: list[Portion], logits: NDArray[np.float32]) -> list[dict[str, Any]]:
+        events, row = [], 0
+        for job, portion in zip(jobs, portions, strict=True):
+            job.done += len(portion.tokens)
+            if not portion.wanted:
+                continue
+            try:
+                event = self._pick(job, logits[row])
+            except AcfError as error:
+                event = _failed(job, error)
+            row += 1
+            events.append(event)
+            if "error" in event or event["finish"] is not None:
+                self._leave(job)
+        return events
+
+    def _pick(self, job: Job, logits: NDArray[np.float32]) -> dict[str, Any]:
+        """The job's next token: the same order of questions as ``sampling.stream_pieces`` asks."""
+        if job.generator is None:
+            import numpy as np
+
+            job.generator = np.random.default_rng(job.options.seed)
+        token = pick_token(logits, job.options, job.generator)
+        job.last = token
+        job.answered += 1
+        event: dict[str, Any] = {"id": job.key, "finish": None}
+        if token in job.ends:
+            event |= {"text": job.text.finish(), "finish": "stop"}
+            return event
+        shown, stopped = job.text.push(token)
+        if stopped:
+            event["finish"] = "stop"
+        elif job.answered == job.options.new_tokens:
+            shown += job.text.finish()
+            event["finish"] = "length"
+        event["text"] = shown
+        if job.top_logprobs is not None:
+            event["logprobs"] = log_probabilities(logits, token, job.top_logprobs, self._tokenizer)
+        return event
+
+    def _leave(self, job: Job) -> None:
+        self._model.free(job.slot)
+        self._running.remove(job)
+        self._free.append(job.slot)
+        self._cells -= job.cells
+
+
+def log_probabilities(logits: NDArray[np.float32], token: int, top: int, tokenizer: Any) -> list[Any]:
+    """``[text, logprob, [[text, logprob], …]]`` of a token and of the ``top`` most likely ones: nats, temperature 1."""
+    import numpy as np
+
+    shifted = logits.astype(np.float64) - float(logits.max())
+    normal = float(np.log(np.exp(shifted).sum()))
+    best = np.argsort(-shifted, kind="stable")[:top]
+    named = [[_text_of(tokenizer, int(item)), float(shifted[item] - normal)] for item in best]
+    return [_text_of(tokenizer, token), float(shifted[token] - normal), named]
+
+
+def _text_of(tokenizer: Any, token: int) -> str:
+    return str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
+
+
+def _failed(job: Job, error: BaseException) -> dict[str, Any]:
+    kind = "memory" if isinstance(error, MemoryError) or "allocate memory" in str(error) else "engine"
+    return {"id": job.key, "error": kind, "message": f"{type(error).__name__}: {error}"[:500]}

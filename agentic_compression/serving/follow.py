@@ -1,0 +1,52 @@
+"""Work that goes on beside requests: unloading idle models, and following aliases that moved."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from agentic_compression.errors import AcfError
+from agentic_compression.serving.pool import ModelPool, Served
+
+__all__ = ["follow_aliases", "look_after"]
+
+_LOG = logging.getLogger("agentic_compression.serving")
+
+
+async def look_after(pool: ModelPool) -> None:
+    """Follow aliases and unload idle models until cancelled."""
+    idle = max(0.2, min(5.0, pool.options.idle_s / 4)) if pool.options.idle_s else 3600.0
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_repeat(pool.unload_idle, idle))
+        tasks.create_task(_repeat(lambda: follow_aliases(pool), pool.options.follow_s))
+
+
+async def follow_aliases(pool: ModelPool) -> None:
+    """Swap every loaded model whose alias points to another version than the one that was loaded for it."""
+    for served in pool.models.values():
+        if served.source.follows and served.loaded is not None:
+            await _follow(pool, served)
+
+
+async def _follow(pool: ModelPool, served: Served) -> None:
+    try:
+        target = await asyncio.to_thread(served.source.resolve)
+        loaded = served.loaded
+        if loaded is not None and target != loaded.wanted:
+            await pool.swap(served, target)
+        served.problem = None
+    except AcfError as error:
+        # What runs goes on: a registry that cannot be read is no reason to stop answering.
+        if served.problem != str(error):
+            _LOG.warning("%s stays as it is: %s", served.name, error)
+        served.problem = str(error)[:500]
+
+
+async def _repeat(work: Callable[[], Awaitable[None]], seconds: float) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await work()
+        except Exception:  # a fault here must not end the server, nor go unseen
+            _LOG.exception("looking after the models failed; trying again in %g s", seconds)

@@ -1,0 +1,140 @@
+"""Loading a checkpoint folder into the slots of the engine that its files ask for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentic_compression.errors import ModelError
+from agentic_compression.runtimes.select import runtime_kind, runtime_version
+from agentic_compression.runtimes.tokenizer import encode_texts, end_ids, load_tokenizer
+from agentic_compression.serving.batching import SlotModel
+from agentic_compression.serving.engine import EngineOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from agentic_compression.checkpoints.llama_library import LlamaModel
+
+__all__ = ["LoadedModel", "cache_cells", "load_model"]
+
+_CELL_BLOCK = 256
+_CELLS = 32_768
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with slots, its tokenizer and what else requests need."""
+
+    engine: str
+    device: str
+    tokenizer: Any
+    ends: frozenset[int]
+    context_length: int
+    weights_bytes: int
+    slots: SlotModel
+    batched: bool
+    embed: Callable[[Sequence[str]], NDArray[np.float32]]
+
+    def describe(self, has_template: bool) -> dict[str, Any]:
+        """The fields of ``EngineInfo``."""
+        return {
+            "engine": self.engine,
+            "device": self.device,
+            "context_length": self.context_length,
+            "weights_bytes": self.weights_bytes,
+            "slots": self.slots.slots,
+            "batched": self.batched,
+            "chat_template": "tokenizer" if has_template else "default",
+            "pid": os.getpid(),
+        }
+
+
+def cache_cells(options: EngineOptions, context_length: int) -> int:
+    """Tokens that all slots hold together: at least one whole context, at most one a slot; whole blocks."""
+    asked = options.cache_tokens or min(options.slots * context_length, max(context_length, _CELLS))
+    return -(-max(asked, context_length) // _CELL_BLOCK) * _CELL_BLOCK
+
+
+def load_model(folder: Path, options: EngineOptions) -> LoadedModel:
+    """Load a checkpoint of ours, a plain Hugging Face folder, or a folder with a GGUF file.
+
+    Raises:
+        ModelError: when the folder is no model or has no tokenizer.
+        UnavailableError: when the engine is not installed or cannot use the device.
+        MemoryError: when it does not fit.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"checkpoint folder {folder} does not exist; check the path")
+    return _load_llama(folder, options) if runtime_kind(folder) == "llama.cpp" else _load_torch(folder, options)
+
+
+def _load_torch(folder: Path, options: EngineOptions) -> LoadedModel:
+    from agentic_compression.runtimes.transformers_runtime import TransformersRuntime
+    from agentic_compression.serving.slots import open_slots
+
+    runtime = TransformersRuntime(folder, device=options.device, threads=options.threads)
+    if len(runtime.tokenizer) > runtime.vocabulary:
+        raise ModelError(
+            f"{folder} must have a token for each of the tokenizer's {len(runtime.tokenizer)}, "
+            f"got {runtime.vocabulary}; model and tokenizer do not belong together"
+        )
+    slots = open_slots(runtime.model, options.slots, cache_cells(options, runtime.context_length))
+    return LoadedModel(
+        engine=runtime_version("transformers"),
+        device=options.device,
+        tokenizer=runtime.tokenizer,
+        ends=end_ids(runtime.tokenizer, folder),
+        context_length=runtime.context_length,
+        weights_bytes=runtime.weights_bytes,
+        slots=slots,
+        batched=slots.batched,
+        embed=runtime.embed,
+    )
+
+
+def _load_llama(folder: Path, options: EngineOptions) -> LoadedModel:
+    from agentic_compression.serving.llama_slots import LlamaSlots, open_llama_model
+
+    tokenizer = load_tokenizer(folder)
+    model = open_llama_model(folder, options.device)
+    if len(tokenizer) > model.vocabulary:
+        raise ModelError(
+            f"{model.path} must have a token for each of the tokenizer's {len(tokenizer)}, got {model.vocabulary}; "
+            "file and tokenizer are not of one model"
+        )
+    context = model.context_length or 2048
+    slots = LlamaSlots(model, options.slots, cache_cells(options, context), options.threads)
+    return LoadedModel(
+        engine=runtime_version("llama.cpp"),
+        device=options.device,
+        tokenizer=tokenizer,
+        ends=end_ids(tokenizer, folder),
+        context_length=context,
+        weights_bytes=model.weights_bytes,
+        slots=slots,
+        batched=True,
+        embed=lambda texts: _embed_llama(model, tokenizer, texts, context, options.threads),
+    )
+
+
+def _embed_llama(
+    model: LlamaModel, tokenizer: Any, texts: Sequence[str], context_length: int, threads: int
+) -> NDArray[np.float32]:
+    """A context for embeddings is opened for the call and closed after it: it takes memory that few servers need."""
+    import numpy as np
+
+    from agentic_compression.checkpoints.llama_library import ContextOptions
+
+    encoded = encode_texts(tokenizer, texts, context_length)
+    cells = -(-max(len(ids) for ids in encoded) // _CELL_BLOCK) * _CELL_BLOCK
+    with model.context(
+        ContextOptions(tokens=cells, batch=cells, outputs=cells, threads=threads, embeddings=True)
+    ) as it:
+        vectors = np.concatenate([it.embed([ids]) for ids in encoded])
+    scaled: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return scaled

@@ -1,0 +1,45 @@
+"""Runs the server until it is told to stop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agentic_compression.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+__all__ = ["run_server"]
+
+
+def run_server(app: FastAPI, host: str, port: int, drain_s: float) -> None:
+    """Serve until SIGINT or SIGTERM, then let answers that are under way finish, for ``drain_s`` at most.
+
+    Raises:
+        UnavailableError: when the address cannot be bound.
+    """
+    import signal
+    import socket
+
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=max(1, round(drain_s)),
+        h11_max_incomplete_event_size=65_536,
+    )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise UnavailableError(f"{host}:{port} must be free to listen on, got: {error}; give --port") from error
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # uvicorn raises the signal again once the answers are finished; that is a normal end
+            signal.signal(number, lambda *_: None)
+        uvicorn.Server(config).run([listener])

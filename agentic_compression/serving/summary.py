@@ -1,0 +1,60 @@
+"""What ``acf serve`` says when it starts: its configuration and its risks, never a secret."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+
+from agentic_compression.serving.engine import EngineOptions
+from agentic_compression.serving.pool import PoolOptions
+from agentic_compression.serving.security import ApiKeys, read_origins
+from agentic_compression.serving.sources import Source
+from agentic_compression.settings import Settings
+
+__all__ = ["describe_server", "is_loopback", "list_risks"]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches that address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def describe_server(
+    address: str, sources: Mapping[str, Source], engine: EngineOptions, pool: PoolOptions, settings: Settings
+) -> list[str]:
+    """The configuration, a line each."""
+    keys = len(_keys(settings))
+    memory = "what is free" if pool.memory_bytes is None else f"{pool.memory_bytes / 1e9:g} GB"
+    idle = f"after {pool.idle_s:g} s" if pool.idle_s else "never"
+    limit = settings.serve_requests_per_minute
+    return [
+        f"address   {address}/v1",
+        *(f"model     {name}  from {source.reference}" for name, source in sources.items()),
+        f"engines   {engine.device}, {engine.threads} threads, {engine.slots} slots, {engine.queue} may wait; "
+        f"answers of {engine.max_new_tokens} tokens at most",
+        f"memory    {pool.max_models} models at once, in {memory}; idle ones unload {idle}",
+        f"access    {f'{keys} keys' if keys else 'no key'}, "
+        f"{f'{limit} requests a minute' if limit else 'no rate limit'}, "
+        f"bodies of {settings.serve_max_body_bytes} bytes at most",
+    ]
+
+
+def list_risks(host: str, settings: Settings) -> list[str]:
+    """What somebody should know before others reach this server."""
+    risks = []
+    if not is_loopback(host):
+        if not len(_keys(settings)):
+            risks.append(f"{host} is reached by others and no key is asked for; set ACF_SERVE_API_KEYS")
+        if not settings.serve_requests_per_minute:
+            risks.append("no rate limit; set ACF_SERVE_REQUESTS_PER_MINUTE")
+        risks.append("connections are not encrypted; put a proxy with TLS in front")
+    if "*" in read_origins(settings.serve_cors_origins)[0]:
+        risks.append("any web page may ask this server; name origins in ACF_SERVE_CORS_ORIGINS")
+    return risks
+
+
+def _keys(settings: Settings) -> ApiKeys:
+    return ApiKeys(settings.serve_api_keys.get_secret_value() if settings.serve_api_keys else "")

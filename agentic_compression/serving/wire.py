@@ -1,0 +1,203 @@
+"""Bodies of requests in OpenAI's wire format. What no engine here can do is refused, not ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from agentic_compression.serving.errors import RequestError
+
+__all__ = ["ChatMessage", "ChatRequest", "CompletionRequest", "EmbeddingRequest", "StreamOptions"]
+
+_MOST_CHOICES = 8
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0, None),
+    "presence_penalty": (0, None),
+    "logit_bias": ({}, None),
+    "tools": ([], None),
+    "tool_choice": ("none", "auto", None),
+    "functions": ([], None),
+    "function_call": ("none", "auto", None),
+    "response_format": ({"type": "text"}, None),
+    "modalities": (["text"], None),
+    "audio": (None,),
+    "prediction": (None,),
+    "suffix": ("", None),
+    "echo": (False, None),
+    "dimensions": (None,),
+}
+"""Fields whose work no engine here does, with the values that ask for none."""
+
+
+def _check_text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("must be Unicode text without lone surrogates") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
+Name = Annotated[Text, Field(min_length=1, max_length=256)]
+Stop = Annotated[Text, Field(min_length=1, max_length=256)]
+Token = Annotated[int, Field(ge=0, lt=1 << 31)]
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+Count = Annotated[int, Field(ge=1, lt=1 << 31)]
+
+
+class _Body(BaseModel):
+    """Unknown fields are refused: a misspelt one would be ignored silently."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(_Body):
+    """Options of a streamed answer."""
+
+    include_usage: bool | None = Field(default=False, description="send a last piece with the usage")
+    include_obfuscation: bool | None = Field(default=None, description="accepted; nothing is obfuscated")
+
+
+class TextPart(_Body):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(_Body):
+    """One turn. ``developer`` is read as ``system``."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    name: Text | None = Field(default=None, description="accepted; templates do not show it")
+
+    def plain(self) -> dict[str, str]:
+        """As chat templates take it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class _Request(_Body):
+    """What every request may carry. Bookkeeping fields are accepted and have no effect here."""
+
+    model: Name
+    user: Text | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: Text | None = None
+    safety_identifier: Text | None = None
+    prompt_cache_key: Text | None = None
+    truncation: Literal["auto", "disabled"] = Field(
+        default="auto", description="auto cuts a prompt that is too long and says so; disabled refuses it"
+    )
+    frequency_penalty: Any = None
+    presence_penalty: Any = None
+    logit_bias: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    response_format: Any = None
+    modalities: Any = None
+    audio: Any = None
+    prediction: Any = None
+    suffix: Any = None
+    echo: Any = None
+    dimensions: Any = None
+
+    def refuse_unsupported(self) -> None:
+        """Raise RequestError (400) for the first field that asks for what no engine here does."""
+        for name, idle in _REFUSED.items():
+            value = getattr(self, name)
+            if not any(value == item and isinstance(value, bool) == isinstance(item, bool) for item in idle):
+                raise RequestError(
+                    400,
+                    "unsupported_parameter",
+                    f"{name} is not supported by any engine of this server; leave it out",
+                    param=name,
+                    suggestions=(f"send the request without {name}",),
+                )
+
+
+class _Sampled(_Request):
+    """What chats and completions share."""
+
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False, description="1 when left out")
+    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False, description="1 when left out")
+    seed: Seed | None = Field(default=None, description="drawn when left out")
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    n: Annotated[int, Field(ge=1, le=_MOST_CHOICES)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> _Sampled:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options needs stream: true")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Stop strings."""
+        return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a streamed answer ends with its usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatRequest(_Sampled):
+    """Body of ``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = Field(default=None, description="taken before max_tokens")
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(default=None, description="needs logprobs: true")
+
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        return self
+
+    @property
+    def new_tokens(self) -> int | None:
+        """Of the answer, at most."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionRequest(_Sampled):
+    """Body of ``POST /v1/completions``; one prompt, as text or token ids."""
+
+    prompt: (
+        Text | Annotated[list[Text], Field(min_length=1, max_length=1)] | Annotated[list[Token], Field(min_length=1)]
+    )
+    max_tokens: Count | None = Field(default=16)
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = Field(default=None, description="only 1")
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+
+    @property
+    def single(self) -> str | list[int]:
+        """The prompt."""
+        if isinstance(self.prompt, list) and isinstance(self.prompt[0], str):
+            return self.prompt[0]
+        return self.prompt
+
+
+class EmbeddingRequest(_Request):
+    """Body of ``POST /v1/embeddings``."""
+
+    input: (
+        Annotated[Text, Field(min_length=1)]
+        | Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=256)]
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts."""
+        return [self.input] if isinstance(self.input, str) else list(self.input)

@@ -1,0 +1,210 @@
+"""Promotion by hand or by pipeline: measure both where asked, ask the gate, move the alias, try what it serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agentic_compression.errors import AcfError, ConfigurationError
+from agentic_compression.records import (
+    BASELINE,
+    Contenders,
+    GateVerdict,
+    Promoted,
+    PromotionPolicy,
+    PromotionRequest,
+    SmokeResult,
+    StudyConfig,
+    VersionEvidence,
+)
+from agentic_compression.registry import (
+    Note,
+    RegisteredVersion,
+    RegistryDesk,
+    consider,
+    holders,
+    journal_of,
+    list_versions,
+    move_aliases,
+    parse_version,
+    policy_file,
+    read_policy,
+    recover,
+    request_move,
+    require_usable,
+    rollback,
+)
+from agentic_compression.registry.gate import judge
+from agentic_compression.registry.smoke import SmokeRequest
+from agentic_compression.study.version_evidence import StudyEvidence
+from agentic_compression.study.workbench import Workbench
+
+__all__ = [
+    "contenders_of",
+    "measure_contenders",
+    "open_desk",
+    "promote",
+    "require_promoted",
+    "smoke_test",
+    "verdict_on",
+    "verdict_on_measured",
+]
+
+SMOKE = "agentic_compression.registry.smoke:smoke"
+_SMOKE_TIMEOUT_S = 600.0
+
+
+def open_desk(
+    bench: Workbench, config: StudyConfig | None = None, policy: PromotionPolicy | None = None
+) -> RegistryDesk:
+    """The registry of this state root, with moves that an earlier process left unfinished carried out.
+
+    Args:
+        bench: with a registry.
+        config: of the study that is being recorded.
+        policy: the state root's own, or the one that ships, when None.
+    """
+    if bench.registry is None:
+        raise ConfigurationError("promotion needs a model registry, and this run has none")
+    root = bench.settings.root
+    desk = RegistryDesk(
+        client=bench.registry,
+        journal=journal_of(bench.settings),
+        policy=policy or read_policy(policy_file(root)),
+        models=bench.settings.artifacts / "models",
+        evidence=StudyEvidence(bench, config),
+    )
+    recover(desk.client, desk.journal)
+    return desk
+
+
+def contenders_of(desk: RegistryDesk, request: PromotionRequest) -> tuple[RegisteredVersion, RegisteredVersion | None]:
+    """The version that is to take the alias, and the one that holds it.
+
+    Raises:
+        ConfigurationError: when the policy has no such alias.
+        ModelError: when there is no such version, or its checkpoint is gone.
+    """
+    if request.alias not in desk.policy.aliases:
+        allowed = ", ".join(desk.policy.aliases)
+        raise ConfigurationError(f"the policy's aliases are {allowed}, got {request.alias!r}")
+    challenger = parse_version(desk.client, f"{request.model}/{request.version}")
+    require_usable(desk.client, request.model, request.version)
+    number = holders(desk.client, request.model).get(request.alias)
+    others = {item.version: item for item in list_versions(desk.client, request.model)}
+    return challenger, others.get(number or "")
+
+
+def verdict_on(desk: RegistryDesk, request: PromotionRequest) -> GateVerdict:
+    """What the gate says from what was recorded; nothing is measured."""
+    challenger, incumbent = contenders_of(desk, request)
+    return consider(desk, request.alias, challenger, incumbent)
+
+
+def measure_contenders(desk: RegistryDesk, request: PromotionRequest, bench: Workbench) -> Contenders:
+    """Measure both here and now, on the report items of the challenger's study.
+
+    An evaluation that was made before under the same conditions on this machine is read, not repeated.
+
+    Raises:
+        AcfError: when the challenger cannot be measured, or its study is gone.
+    """
+    challenger, incumbent = contenders_of(desk, request)
+    measured = _measured(desk, challenger, challenger, bench)
+    if measured.missing:
+        raise AcfError(f"{challenger.name} could not be measured: {measured.missing}")
+    if incumbent is None or incumbent.version == challenger.version:
+        return Contenders(challenger=measured)
+    return Contenders(challenger=measured, incumbent=_measured(desk, incumbent, challenger, bench))
+
+
+def verdict_on_measured(desk: RegistryDesk, request: PromotionRequest, measured: Contenders) -> GateVerdict:
+    """What the gate says of two that were just measured."""
+    if measured.incumbent is None:
+        return judge(desk.policy, request.alias, measured.challenger)
+    alike = measured.incumbent.model_copy(update={"study": measured.challenger.study})  # asked the same items
+    comparison, differences = desk.evidence.compare(measured.challenger, alike)
+    return judge(desk.policy, request.alias, measured.challenger, measured.incumbent, comparison, differences)
+
+
+def promote(desk: RegistryDesk, request: PromotionRequest, verdict: GateVerdict) -> Promoted:
+    """Move the alias, or write down the request for it, if the gate says so or the request is forced."""
+    if not verdict.passed and not request.force:
+        return Promoted(status="refused", verdict=verdict)
+    reason = request.reason or "promoted by hand"
+    why = reason if verdict.passed else f"{reason} (forced: {verdict.failures})"
+    wanted = {request.alias: request.version}
+    study = parse_version(desk.client, f"{request.model}/{request.version}").study
+    with desk.journal.locked():
+        current = holders(desk.client, request.model).get(request.alias)
+        if verdict.passed and current not in {verdict.incumbent, request.version}:
+            raise AcfError(
+                f"{request.alias} of {request.model} moved to version {current or 'none'} meanwhile, the gate compared "
+                f"with {verdict.incumbent or 'none'}; ask again"
+            )
+        by_request = request.require_approval or desk.policy.require_approval
+        note = Note("promote", why, study, forced=not verdict.passed)
+        if by_request:
+            asked = request_move(desk.client, desk.journal, request.model, wanted, note)
+            return Promoted(status="requested" if asked else "unchanged", verdict=verdict, entry=asked)
+        moved = move_aliases(desk.client, desk.journal, request.model, wanted, note)
+    return Promoted(status="promoted" if moved else "unchanged", verdict=verdict, entry=moved)
+
+
+def require_promoted(promoted: Promoted) -> Promoted:
+    """The same, unless the gate refused it or it did not survive its smoke test.
+
+    Raises:
+        AcfError: with the numbers.
+    """
+    verdict = promoted.verdict
+    of = f"{verdict.model}/{verdict.version} as {verdict.alias}"
+    if promoted.status == "refused":
+        raise AcfError(f"the gate refuses {of}: {verdict.failures}")
+    if promoted.status == "rolled back":
+        reason = promoted.smoke.error if promoted.smoke else ""
+        raise AcfError(f"{of} was taken back, its smoke test failed: {reason}")
+    return promoted
+
+
+def smoke_test(desk: RegistryDesk, promoted: Promoted, bench: Workbench) -> Promoted:
+    """Ask the promoted model a question through MLflow, in a process of its own; take the move back if it fails.
+
+    The answer must be the checkpoint's own greedy one.
+    """
+    if promoted.status != "promoted":
+        return promoted
+    verdict = promoted.verdict
+    uri = f"models:/{verdict.model}@{verdict.alias}"
+    request = SmokeRequest(uri=uri, registry=bench.settings.mlflow_uri)
+    done = bench.supervisor.run(SMOKE, request, timeout_s=_SMOKE_TIMEOUT_S)
+    if done.result is not None:
+        smoke = SmokeResult.model_validate(done.result)
+    else:
+        smoke = SmokeResult(uri=uri, prompt="", passed=False, error=f"{done.status}: {done.error}")
+    if smoke.passed:
+        return promoted.model_copy(update={"smoke": smoke})
+    why = f"the smoke test of {verdict.model}/{verdict.version} failed: {smoke.error}"
+    entry = rollback(desk.client, desk.journal, verdict.model, alias=verdict.alias, why=why)
+    return promoted.model_copy(update={"status": "rolled back", "entry": entry, "smoke": smoke})
+
+
+def _measured(
+    desk: RegistryDesk, version: RegisteredVersion, challenger: RegisteredVersion, bench: Workbench
+) -> VersionEvidence:
+    from agentic_compression.checkpoints import checkpoint_ref
+    from agentic_compression.study.episode import evaluate_on, validate_data
+
+    known = desk.evidence.of_version(version)
+    config = StudyEvidence(bench).config(challenger.study)
+    if config is None:
+        return known.model_copy(update={"missing": f"study {challenger.study} is gone, and with it what to ask"})
+    if not Path(version.source).is_dir():
+        return known.model_copy(update={"missing": f"its checkpoint {version.source} is gone", "evaluation": None})
+    dataset, _ = validate_data(config, bench)
+    reference = checkpoint_ref(Path(version.source), BASELINE.key, shared=True)
+    outcome = evaluate_on("report", config, dataset, reference, bench)
+    if outcome.evaluation is None:
+        missing = f"measuring it {outcome.status}: {outcome.error}"
+        return known.model_copy(update={"missing": missing, "evaluation": None, "objectives": None})
+    evaluation = outcome.evaluation
+    return known.model_copy(update={"evaluation": evaluation, "objectives": evaluation.objectives, "missing": ""})

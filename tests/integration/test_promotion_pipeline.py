@@ -1,0 +1,92 @@
+"""A real study, then promotions through the pipeline and the command line: measured, refused, moved, taken back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MODEL = "demo--demo"
+
+
+def _acf(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ZENML_", "MLFLOW_", "ACF_"))}
+    environment = {**kept, "ACF_HOME": str(home), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    command = [sys.executable, "-m", "agentic_compression.cli.main", *arguments]
+    return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=1500, check=False)
+
+
+def _versions(home: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(_acf(home, "registry", "list", MODEL, "--json").stdout)
+    return found
+
+
+def _holder(home: Path, alias: str) -> str:
+    (version,) = (str(item["version"]) for item in _versions(home) if alias in item["aliases"])
+    return version
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("studied")
+    done = _acf(home, "run", "-m", "demo", "-d", "demo", "-e", "2", "--seed", "5", "--limit", "60")
+    assert done.returncode == 0, done.stderr
+    assert len(_versions(home)) >= 2
+    return home
+
+
+def test_the_pipeline_measures_both_promotes_and_tries_what_is_served(studied: Path) -> None:
+    champion = _holder(studied, "champion")
+    other = next(
+        item["version"] for item in _versions(studied) if item["version"] != champion and item["state"] == "frontier"
+    )
+    done = _acf(studied, "registry", "promote", f"{MODEL}/{other}", "-a", "champion", "--pipeline", "--json")
+    if done.returncode:  # what the gate says depends on times measured just now; either way with numbers
+        assert "the gate refuses" in done.stderr
+        assert _holder(studied, "champion") == champion
+        return
+    promoted = json.loads(done.stdout)
+    assert promoted["status"] == "promoted"
+    assert promoted["smoke"]["passed"]
+    assert promoted["smoke"]["answer"] == promoted["smoke"]["expected"]
+    assert promoted["verdict"]["comparison"]["split"] == "report"
+    assert _holder(studied, "champion") == other
+    assert _acf(studied, "registry", "rollback", MODEL).returncode == 0
+    assert _holder(studied, "champion") == champion
+
+
+def test_the_pipeline_refuses_what_does_not_suit_the_alias(studied: Path) -> None:
+    smallest = _holder(studied, "smallest")
+    largest = max(
+        (item for item in _versions(studied) if item["state"] == "frontier" or "most-accurate" in item["aliases"]),
+        key=lambda item: item["objectives"]["model_size_gb"],
+    )
+    assert largest["version"] != smallest
+    done = _acf(studied, "registry", "promote", f"{MODEL}/{largest['version']}", "-a", "smallest", "--pipeline")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: the gate refuses {MODEL}/{largest['version']} as smallest")
+    assert "model_size_gb: 0.00" in done.stderr
+    assert _holder(studied, "smallest") == smallest
+
+
+def test_a_request_of_the_pipeline_waits_for_approval(studied: Path) -> None:
+    holder = _holder(studied, "smallest")
+    done = _acf(
+        studied, "registry", "promote", f"{MODEL}/{holder}", "-a", "fastest", "--require-approval", "--force",
+        "--reason", "for a test", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    if json.loads(done.stdout)["status"] == "unchanged":  # the smallest is the fastest already
+        assert _holder(studied, "fastest") == holder
+        return
+    (waiting,) = json.loads(_acf(studied, "registry", "approve", "--json").stdout)
+    assert _acf(studied, "registry", "approve", waiting["id"]).returncode == 0
+    assert _holder(studied, "fastest") == holder

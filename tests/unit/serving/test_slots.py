@@ -1,0 +1,78 @@
+"""Batched slots give what the model gives alone, whatever joins and leaves meanwhile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentic_compression.serving.batching import Portion
+from agentic_compression.serving.slots import BatchedSlots, SeparateSlots, open_slots
+from tests.unit.methods.tiny_models import tiny_model
+
+MODEL = tiny_model()
+PLANS = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9), st.booleans()), min_size=1, max_size=8)
+"""Steps: which slot, how many tokens it runs, and whether it is freed after the step."""
+
+
+def reference(model: Any, ids: list[int]) -> Any:
+    """Logits after the last token, from one pass without a cache."""
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].float().numpy()
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(PLANS, min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_any_mixture_of_portions_gives_the_models_own_logits(steps: list[Any], random: Any) -> None:
+    slots = BatchedSlots(MODEL, 5, 1000)
+    held: dict[int, list[int]] = {}
+    for step in steps:
+        portions, freed = [], set()
+        for slot, count, leaves in {plan[0]: plan for plan in step}.values():
+            tokens = [random.randrange(258) for _ in range(count)]
+            portions.append(Portion(slot, tokens, len(held.get(slot, [])), True))
+            held.setdefault(slot, []).extend(tokens)
+            if leaves:
+                freed.add(slot)
+        for portion, row in zip(portions, slots.run(portions), strict=True):
+            np.testing.assert_allclose(row, reference(MODEL, held[portion.slot]), atol=2e-4)
+        for slot in freed:
+            slots.free(slot)
+            del held[slot]
+
+
+@pytest.mark.parametrize("kind", ["llama", "tied", "biases"])
+def test_open_slots_batches_plain_decoders(kind: str) -> None:
+    assert isinstance(open_slots(tiny_model(kind), 4, 512), BatchedSlots)
+
+
+def test_open_slots_runs_a_model_with_another_memory_one_by_one() -> None:
+    """A state-space model caches no keys: its rows cannot lie in one table of positions."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=64, hidden_size=32, state_size=4, num_hidden_layers=2)
+    model = MambaForCausalLM(config).eval()
+    assert isinstance(open_slots(model, 4, 512), SeparateSlots)
+
+
+def test_open_slots_sees_a_mask_that_is_not_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    forward = model.forward
+
+    def deaf(attention_mask: Any = None, **others: Any) -> Any:
+        return forward(attention_mask=None if attention_mask is None else torch.zeros_like(attention_mask), **others)
+
+    monkeypatch.setattr(model, "forward", deaf)
+    assert isinstance(open_slots(model, 4, 512), SeparateSlots)
+
+
+def test_unwanted_logits_are_not_given() -> None:
+    slots = BatchedSlots(MODEL, 2, 100)
+    assert len(slots.run([Portion(0, (1, 2), 0, False)])) == 0
+    rows = slots.run([Portion(0, (3,), 2, True), Portion(1, (4, 5), 0, False)])
+    np.testing.assert_allclose(rows[0], reference(MODEL, [1, 2, 3]), atol=2e-4)
