@@ -5,8 +5,9 @@
 
 Every row is one strategy compressed and measured in fresh processes exactly as an episode is, with nothing rejected:
 costs, divergence from the baseline, the answer to every item, seconds by phase. Rows are kept as they are measured, so
-run again it goes on where it stopped. The order is a fixed random one: a table cut short is a fair sample. Methods that
-train are not in the space: they take minutes each. Leave the machine idle: latencies are wall times.
+run again it goes on where it stopped; ``--again`` replaces rows. The order is a fixed random one: a table cut short is
+a fair sample. Methods that train are not in the space: they take minutes each. Leave the machine idle: latencies are
+wall times.
 """
 
 from __future__ import annotations
@@ -68,6 +69,9 @@ def main() -> None:
     parser.add_argument("--benchmark-dir", type=Path, help="local copies of benchmarks")
     parser.add_argument("--calibration", default="train", help="text to calibrate on; see acf run --help")
     parser.add_argument("--held-out", type=Path, help="text for perplexity and divergence instead of the data set's")
+    parser.add_argument(
+        "--again", help="places of rows to measure again, such as 0:128, where other work disturbed them"
+    )
     options = parser.parse_args()
     recorder = Recorder(options)
     path = DATA / f"{options.name}.json"
@@ -75,13 +79,16 @@ def main() -> None:
     header = Table.read(path).header if rows else None
     known, began = {row.strategy for row in rows}, time.monotonic()
     todo = [strategy for strategy in [BASELINE, *recorder.strategies()] if strategy.label not in known]
+    if options.again:
+        todo = [Strategy.parse(row.strategy) for row in rows[slice(*map(int, options.again.split(":")))]]
     for done, strategy in enumerate(todo, start=1):
         row, evaluation = recorder.row(strategy)
         if header is None:
             if evaluation is None:
                 raise SystemExit(f"the uncompressed model could not be measured: {row.error}")
             header = recorder.header(evaluation)
-        rows.append(row)
+        place = next((n for n, held in enumerate(rows) if held.strategy == row.strategy), len(rows))
+        rows[place : place + 1] = [row]
         Table(header=header, rows=tuple(rows)).write(path)
         left = (time.monotonic() - began) / done * (len(todo) - done)
         print(f"{done}/{len(todo)}, {left / 60:.0f} min left: {row.strategy} {row.error or row.values}", flush=True)
