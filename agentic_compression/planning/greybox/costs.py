@@ -128,7 +128,11 @@ def size_ratio(strategy: Strategy, shares: Shares) -> float:
 
 
 class CostModel:
-    """One cost's posterior, given strategies that were measured."""
+    """One cost's posterior, given strategies that were measured.
+
+    Attributes:
+        noise: standard deviation of the logarithm around what the model says, in ln units.
+    """
 
     def __init__(self, name: str, columns: Columns, expected: Array | None = None) -> None:
         """Beliefs before anything was measured.
@@ -143,7 +147,7 @@ class CostModel:
         self._expected = np.concatenate([nothing, nothing])
         each = cost_deviations(columns, self._belief.intercept, self._belief.slope)
         self._prior = np.concatenate([each / 2, each]) ** 2
-        self._noise = self._belief.noise
+        self.noise = self._belief.noise
         self._mode = np.zeros(len(self._prior))
         self._covariance = np.diag(self._prior)
 
@@ -162,19 +166,19 @@ class CostModel:
         left = np.log(ratios) - self._belief.of_size * design.log_size - columns @ self._expected
         beyond = np.zeros(len(left)) if elsewhere is None else elsewhere
         for _ in range(_ROUNDS):
-            weighted = columns / (self._noise**2 + beyond**2)[:, None]
+            weighted = columns / (self.noise**2 + beyond**2)[:, None]
             self._covariance = np.linalg.inv(np.diag(1 / self._prior) + weighted.T @ columns)
             self._mode = self._covariance @ (weighted.T @ left)
             own = (left - columns @ self._mode)[beyond == 0]
             imagined = _IMAGINED * self._belief.noise**2
-            self._noise = math.sqrt((imagined + float((own**2).sum())) / (_IMAGINED + len(own)))
+            self.noise = math.sqrt((imagined + float((own**2).sum())) / (_IMAGINED + len(own)))
 
     def predict(self, design: Design) -> tuple[Array, Array]:
         """Mean and standard deviation of the logarithm of the ratio, each ``(n,)``."""
         columns = design.last_and_earlier
         variance = np.einsum("ij,ij->i", columns @ self._covariance, columns)
         mean = self._belief.of_size * design.log_size + columns @ (self._mode + self._expected)
-        return mean, np.sqrt(np.maximum(variance, 0.0) + self._noise**2)
+        return mean, np.sqrt(np.maximum(variance, 0.0) + self.noise**2)
 
 
 def _number(value: object) -> float:

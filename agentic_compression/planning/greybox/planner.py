@@ -25,7 +25,7 @@ from agentic_compression.records import (
 __all__ = ["GreyboxPlanner", "greybox_planner"]
 
 _ALIKE = 2
-_LOOKED_AT = 4
+_LOOKED_AT = 16
 _IMPATIENCE = 0.3
 """Without a limit on time, what takes ten times as long must promise twice the gain."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import cache
 
@@ -12,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentic_compression.methods import search_space
+from agentic_compression.planning import load_planner
 from agentic_compression.planning.greybox import GreyboxPlanner
 from agentic_compression.planning.greybox.costs import CostModel, Shares, shares_of, size_ratio
 from agentic_compression.planning.greybox.damage import AccuracyCurve, Beliefs, DamageModel, _forward
 from agentic_compression.planning.greybox.features import Columns, Design
 from agentic_compression.planning.greybox.gain import added_volumes, expected_gain
 from agentic_compression.planning.greybox.pool import Encoder, coarse, neighbours
+from agentic_compression.planning.greybox.posterior import Posterior, encoder_of
 from agentic_compression.planning.greybox.priors import damage_beliefs
 from agentic_compression.planning.grid import StrategyGrid, canonical, tried_keys
 from agentic_compression.records import (
@@ -294,14 +297,16 @@ def test_a_large_space_is_searched_through_a_coarse_grid_and_neighbours() -> Non
     assert any("gptq" in label and "drop_channels" not in label for label in labels)
 
 
-def test_on_real_results_it_needs_few_episodes() -> None:
-    """The recorded demo table: 95 % of the best hypervolume in fewer than 20 of 313 strategies, for three seeds."""
+def test_on_real_results_it_is_far_ahead_of_drawing_at_random() -> None:
+    """The recorded demo table, three halves of its items: what is missing of the best after 20 of 313 strategies."""
+    missing = {"greybox": 0.0, "random": 0.0}
     for seed in range(3):
         replay = Replay(demo_table(), seed)
-        course = play(replay, GreyboxPlanner(), 20, demo_table().header.spec)
-        reached = course.episodes_to(0.95)
-        assert reached is not None
-        assert reached < 20
+        for name in missing:
+            course = play(replay, load_planner(name), 20, demo_table().header.spec)
+            missing[name] += (1 - course.volumes[-1]) / 3
+    assert missing["greybox"] < 0.05
+    assert missing["greybox"] < 0.6 * missing["random"]
 
 
 def test_the_table_holds_its_whole_space() -> None:
@@ -389,3 +394,20 @@ def test_gguf_multiplies_layers_of_low_rank_out() -> None:
     plain, thin = (Strategy.parse(label) for label in ("gguf:type=Q4_K_M", "svd_llm:rank_ratio=0.7 | gguf:type=Q4_K_M"))
     assert size_ratio(thin, SHARES) == size_ratio(plain, SHARES)
     assert size_ratio(Strategy.parse("svd_llm:rank_ratio=0.7"), SHARES) == pytest.approx(0.7 * 0.8 + 0.2)
+
+
+def test_what_is_not_known_of_a_cost_is_worth_trying() -> None:
+    """Two strategies that are expected to cost the same: the one whose speed is in doubt may turn out faster."""
+    history = [record("baseline", 0, 1.0, 1.0), record("rtn:bits=4,group_size=64", 1, 0.99, 0.5, kl=0.002)]
+    encoder = encoder_of(SPACE, Situation())
+    pool = [canonical(SPACE, Strategy.parse(label)) for label in ("gguf:type=Q4_K_M", "rtn:bits=8,group_size=64")]
+    beliefs = Posterior(encoder, history, Situation())
+    forecast = beliefs.forecast(encoder.design(pool))
+    plain = dataclasses.replace(
+        forecast,
+        costs={name: np.full(2, 0.4) for name in forecast.costs},
+        losses=np.full_like(forecast.losses, 0.01),
+        spread={name: np.array([1.0, model.noise]) for name, model in beliefs.costs.items()},
+    )
+    doubtful, known = beliefs.gains(plain, pool, np.ones(2), best=2)
+    assert doubtful > 1.02 * known
