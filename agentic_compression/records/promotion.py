@@ -172,7 +172,7 @@ class PromotionRequest(Record):
     reason: str = ""
     force: bool = Field(default=False, description="promote although the gate refuses; needs a reason")
     require_approval: bool = False
-    policy: PromotionPolicy = Field(default_factory=PromotionPolicy)
+    policy: PromotionPolicy | None = Field(default=None, description="the state root's own when left out")
 
     @model_validator(mode="after")
     def _forced_for_a_reason(self) -> PromotionRequest:

@@ -84,7 +84,7 @@ def _link_files(stored: Path, folder: Path) -> None:
     folder.mkdir()
     try:
         for path in sorted(stored.iterdir()):
-            if path.is_file() and not path.name.startswith("."):
+            if path.is_file() and not path.name.startswith(".") and path.name != LOCATION:
                 os.link(path.resolve(), folder / path.name)
     except OSError:
         shutil.rmtree(folder)

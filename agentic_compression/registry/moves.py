@@ -80,18 +80,38 @@ def move_aliases(
 
 
 def rollback(
-    client: MlflowClient, journal: AliasJournal, model: str, *, alias: str | None = None, why: str = ""
+    client: MlflowClient,
+    journal: AliasJournal,
+    model: str,
+    *,
+    alias: str | None = None,
+    why: str = "",
+    undoing: str | None = None,
 ) -> JournalEntry:
     """Take back the model's last move, or one alias's last.
 
+    Args:
+        client: of the registry.
+        journal: of the moves.
+        model: registered name.
+        alias: of which the last move is meant; all of the model's last move when None.
+        why: for the journal.
+        undoing: the move that is meant, where only that one may be taken back.
+
     Raises:
-        ConfigurationError: when there is nothing to take back, or an alias moved without the journal since.
+        ConfigurationError: when there is nothing to take back, an alias moved without the journal since, or another
+            move than the one that is meant was the last.
         ModelError: when what it goes back to is not there any more.
     """
     with journal.locked():
         recover(client, journal)
         changes = _last_changes(journal, model, alias)
         entry, current = changes[0].entry, holders(client, model)
+        if undoing is not None and entry.id != undoing:
+            raise ConfigurationError(
+                f"{alias or 'an alias'} of {model} moved again since ({entry.id} after {undoing}), so nothing is taken "
+                f"back{': ' + why if why else ''}; see 'acf registry history {model}'"
+            )
         for change in changes:
             if current.get(change.alias, "") != entry.after[change.alias]:
                 raise ConfigurationError(
@@ -205,8 +225,10 @@ def _carry_out(client: MlflowClient, entry: JournalEntry) -> None:
 
     try:
         current = holders(client, entry.model)
-    except MlflowException:  # the model was removed after the intention
-        return
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # such as a database that is locked: it is tried again
+            raise
+        return  # the model was removed after the intention
     known = {item.version for item in list_versions(client, entry.model)}
     for alias, version in moved(current, entry.after).items():
         if not version:

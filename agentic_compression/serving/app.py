@@ -69,7 +69,9 @@ def create_app(pool: ModelPool, metrics: Metrics, settings: Settings) -> FastAPI
             allow_origins=origins,
             allow_credentials=credentials,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            allow_headers=[
+                "*"
+            ],  # clients send headers of their own, such as X-Stainless-Lang; origins are what is limited
             expose_headers=["X-Request-ID", "X-ACF-Version", "X-ACF-Fallback", "X-ACF-Truncated", "Retry-After"],
         )
     _add_error_handlers(app)

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -66,9 +67,10 @@ async def answer_generation(
 
 def version_headers(loaded: Loaded, truncated: bool) -> dict[str, str]:
     """Which version answered, in place of which, and whether the input was cut."""
-    headers = {"X-ACF-Version": loaded.target.label}
+    answered, wanted = (quote(target.label, safe="/@:+,") for target in (loaded.target, loaded.wanted))  # ASCII only
+    headers = {"X-ACF-Version": answered}
     if loaded.fell_back:
-        headers["X-ACF-Fallback"] = f"{loaded.wanted.label} -> {loaded.target.label}; reason=memory"
+        headers["X-ACF-Fallback"] = f"{wanted} -> {answered}; reason=memory"
     if truncated:
         headers["X-ACF-Truncated"] = "true"
     return headers

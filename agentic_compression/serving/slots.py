@@ -27,8 +27,18 @@ _TOLERANCE = 0.05
 
 def open_slots(model: Any, slots: int, cells: int) -> SlotModel:
     """Batched slots where they give the model's own logits, separate ones elsewhere."""
+    if _looks_elsewhere(model.config.get_text_config()):
+        return SeparateSlots(model, slots, cells)
     batched = BatchedSlots(model, slots, cells)
     return batched if _agrees(batched, SeparateSlots(model, slots, cells)) else SeparateSlots(model, slots, cells)
+
+
+def _looks_elsewhere(config: Any) -> bool:
+    """Whether a short trial hides what the model does at length: windows, and rotations that the batch decides."""
+    context = getattr(config, "max_position_embeddings", None) or 0
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    scaled = str((getattr(config, "rope_parameters", None) or {}).get("rope_type", "default"))
+    return any(window and window < context for window in windows) or scaled in {"dynamic", "longrope"}
 
 
 def _agrees(batched: BatchedSlots, separate: SeparateSlots) -> bool:
@@ -39,6 +49,7 @@ def _agrees(batched: BatchedSlots, separate: SeparateSlots) -> bool:
         [Portion(0, (1, 2, 3, 4, 5), 0, True), Portion(1, (5, 4, 3), 0, True)],
         [Portion(0, (2,), 5, True), Portion(1, (1, 2), 3, True)],
         [Portion(0, (3,), 6, True), Portion(1, (4,), 5, True)],
+        [Portion(0, (5, 6), 7, True), Portion(1, (6, 7, 8), 6, True)],  # of about one length: padded in one pass
     ]
     if batched.slots < 2:
         steps = [[step[0]] for step in steps]
@@ -158,12 +169,16 @@ class BatchedSlots:
 
     def free(self, slot: int) -> None:
         """The last row moves into the gap, so that rows in use stay at the beginning."""
-        if self._lengths.pop(slot, None) is None:
+        tokens = self._lengths.pop(slot, None)
+        if tokens is None:
             return
         gap, last = self._rows.index(slot), len(self._rows) - 1
         if gap != last:
-            self._cache.move(last, gap, self._lengths[self._rows[last]])
+            self._cache.wipe(gap, tokens)
+            tokens = self._lengths[self._rows[last]]
+            self._cache.move(last, gap, tokens)
             self._rows[gap] = self._rows[last]
+        self._cache.wipe(last, tokens)
         self._rows.pop()
 
     def clear(self) -> None:
@@ -283,11 +298,19 @@ def _make_cache(layers: int) -> Any:
                 layer.plan = plan
 
         def move(self, source: int, target: int, tokens: int) -> None:
-            """Copy the first tokens of a row into another row."""
+            """Copy the first tokens of a row into another row; rows that were never stored have none."""
             with torch.inference_mode():
                 for layer in self.layers:
-                    if layer.is_initialized:
+                    if layer.is_initialized and max(source, target) < layer.keys.shape[0]:
                         layer.keys[target, :tokens] = layer.keys[source, :tokens]
                         layer.values[target, :tokens] = layer.values[source, :tokens]
+
+        def wipe(self, row: int, tokens: int) -> None:
+            """Zero the first tokens of a row: what is not a number there would reach whoever uses the row next."""
+            with torch.inference_mode():
+                for layer in self.layers:
+                    if layer.is_initialized and row < layer.keys.shape[0]:
+                        layer.keys[row, :tokens] = 0
+                        layer.values[row, :tokens] = 0
 
     return SlotCache()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from agentic_compression.serving.errors import RequestError, as_request_error
 __all__ = ["ClientGoneError", "EventStream", "while_connected"]
 
 Result = TypeVar("Result")
+_LOG = logging.getLogger(__name__)
 
 
 class ClientGoneError(RequestError):
@@ -86,6 +88,7 @@ class EventStream(Response):
             async for event in self._events:
                 await send({"type": "http.response.body", "body": _encoded(event), "more_body": True})
         except Exception as error:  # the status is sent already, so the error is an event
+            _LOG.exception("request %s failed while it was streamed", scope["state"]["request_id"])
             last = _encoded(as_request_error(error).body(scope["state"]["request_id"]))
         await send({"type": "http.response.body", "body": last, "more_body": False})
 

@@ -72,6 +72,11 @@ class ChatMessage(_Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(min_length=1)]
     name: Text | None = Field(default=None, description="accepted; templates do not show it")
+    refusal: None = Field(default=None, description="as answers carry it when they are sent back as history")
+    audio: None = None
+    function_call: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
 
     def plain(self) -> dict[str, str]:
         """As chat templates take it."""

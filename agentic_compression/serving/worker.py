@@ -57,10 +57,14 @@ class Worker:
         self.send({"op": "step", "events": events, "running": running, "waiting": waiting})
 
     def _read(self) -> None:
-        with self._connection.makefile("rb") as lines:
-            for line in lines:
-                self._handle(json.loads(line))
-        os._exit(0)
+        code = 1  # an engine that no longer reads must not look alive
+        try:
+            with self._connection.makefile("rb") as lines:
+                for line in lines:
+                    self._handle(json.loads(line))
+            code = 0
+        finally:
+            os._exit(code)
 
     def _handle(self, message: dict[str, Any]) -> None:
         operation, key = message.pop("op"), message.pop("id")
@@ -74,7 +78,7 @@ class Worker:
                 self._embed(key, message["texts"], message["truncate"])
         except PromptError as error:
             self.send({"op": "error", "id": key, "kind": "prompt", "message": str(error), **_named(error)})
-        except (AcfError, ValueError, RuntimeError, TypeError) as error:
+        except Exception as error:  # whatever a tokenizer raises ends one request, not the engine
             self.send({"op": "error", "id": key, "kind": "engine", "message": f"{type(error).__name__}: {error}"[:500]})
 
     def _generate(self, key: int, request: Generation) -> None:

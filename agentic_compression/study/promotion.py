@@ -174,7 +174,7 @@ def smoke_test(desk: RegistryDesk, promoted: Promoted, bench: Workbench) -> Prom
     if promoted.status != "promoted":
         return promoted
     verdict = promoted.verdict
-    uri = f"models:/{verdict.model}@{verdict.alias}"
+    uri = f"models:/{verdict.model}/{verdict.version}"  # the alias may have moved on meanwhile
     request = SmokeRequest(uri=uri, registry=bench.settings.mlflow_uri)
     done = bench.supervisor.run(SMOKE, request, timeout_s=_SMOKE_TIMEOUT_S)
     if done.result is not None:
@@ -184,7 +184,8 @@ def smoke_test(desk: RegistryDesk, promoted: Promoted, bench: Workbench) -> Prom
     if smoke.passed:
         return promoted.model_copy(update={"smoke": smoke})
     why = f"the smoke test of {verdict.model}/{verdict.version} failed: {smoke.error}"
-    entry = rollback(desk.client, desk.journal, verdict.model, alias=verdict.alias, why=why)
+    undoing = promoted.entry.id if promoted.entry else None
+    entry = rollback(desk.client, desk.journal, verdict.model, alias=verdict.alias, why=why, undoing=undoing)
     return promoted.model_copy(update={"status": "rolled back", "entry": entry, "smoke": smoke})
 
 

@@ -133,6 +133,8 @@ class StudyEvidence:
         records = self.records(version.study)
         record = next((item for item in records if item.episode == base.episode), None)
         missing = _gap(version, record)
+        if config is None and (study_folder(self._bench.settings, version.study) / "study.json").exists():
+            missing = missing or f"study.json of {version.study} is damaged, and with it the study's constraints"
         if missing or record is None:
             return base.model_copy(update={"missing": missing})
         baseline = next((item for item in records if item.episode == 0 and item.objectives is not None), None)

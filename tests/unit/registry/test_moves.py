@@ -7,8 +7,11 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from agentic_compression.errors import ConfigurationError, ModelError
 from agentic_compression.records import PromotionPolicy, PromotionRequest
@@ -82,6 +85,31 @@ def test_rollback_takes_back_move_after_move(promoted: Studio) -> None:
     assert promoted.aliases() == {}
     with pytest.raises(ConfigurationError, match="no move"):
         rollback(desk.client, desk.journal, promoted.name)
+
+
+def test_only_the_move_that_is_meant_is_taken_back(promoted: Studio) -> None:
+    """A smoke test that fails late must not undo what somebody else has moved in the meantime."""
+    desk = promoted.desk
+    late = _promote(promoted, "3", "champion").entry
+    _promote(promoted, "1", "champion")
+    with pytest.raises(ConfigurationError, match="moved again since"):
+        rollback(desk.client, desk.journal, promoted.name, alias="champion", undoing=late.id)
+    assert promoted.aliases()["champion"] == "1"
+
+
+def test_a_registry_that_does_not_answer_leaves_the_move_to_be_completed(
+    promoted: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = promoted.desk
+    before = promoted.aliases()["champion"]
+    with monkeypatch.context() as patch:
+        broken = MlflowException("database is locked", error_code=TEMPORARILY_UNAVAILABLE)
+        patch.setattr(desk.client, "set_registered_model_alias", Mock(side_effect=broken))
+        with pytest.raises(MlflowException):
+            _promote(promoted, "3", "champion")
+    assert promoted.aliases()["champion"] == before
+    recover(desk.client, desk.journal)
+    assert promoted.aliases()["champion"] == "3"
 
 
 def test_a_study_does_not_repeat_what_was_rolled_back_and_a_person_can(promoted: Studio) -> None:

@@ -76,3 +76,34 @@ def test_unwanted_logits_are_not_given() -> None:
     assert len(slots.run([Portion(0, (1, 2), 0, False)])) == 0
     rows = slots.run([Portion(0, (3,), 2, True), Portion(1, (4, 5), 0, False)])
     np.testing.assert_allclose(rows[0], reference(MODEL, [1, 2, 3]), atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"sliding_window": 8}, {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}]
+)
+def test_what_a_short_trial_cannot_show_is_run_one_by_one(changes: dict[str, Any]) -> None:
+    model = tiny_model("llama")
+    for name, value in changes.items():
+        setattr(model.config, name, value)
+    assert isinstance(open_slots(model, 4, 256), SeparateSlots)
+
+
+def test_what_is_not_a_number_stays_with_its_request() -> None:
+    """A request that broke leaves nothing behind in its row, which another request's row is moved into."""
+    model = tiny_model("llama")
+    slots, alone = BatchedSlots(model, 4, 256), SeparateSlots(model, 4, 256)
+    slots.run([Portion(0, (1, 2, 3, 4, 5, 6), 0, True), Portion(1, (4, 3, 2, 1), 0, True)])
+    with torch.inference_mode():
+        for layer in slots._cache.layers:
+            layer.keys[0, :6] = float("nan")
+            layer.values[0, :6] = float("nan")
+    slots.free(0)
+    steps = [
+        [Portion(2, (7, 8, 9, 10, 11, 12, 13), 0, True)],
+        [Portion(1, (5,), 4, True), Portion(2, (14,), 7, True)],  # one pass: the longer row makes the shorter one wide
+    ]
+    alone.run([Portion(1, (4, 3, 2, 1), 0, True)])
+    for step in steps:
+        found, wanted = slots.run(step), alone.run(step)
+        assert np.isfinite(found).all()
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
