@@ -67,7 +67,7 @@ async def answer_generation(
 
 def version_headers(loaded: Loaded, truncated: bool) -> dict[str, str]:
     """Which version answered, in place of which, and whether the input was cut."""
-    answered, wanted = (quote(target.label, safe="/@:+,") for target in (loaded.target, loaded.wanted))  # ASCII only
+    answered, wanted = (quote(target.label, safe=" /@:+,") for target in (loaded.target, loaded.wanted))  # ASCII only
     headers = {"X-ACF-Version": answered}
     if loaded.fell_back:
         headers["X-ACF-Fallback"] = f"{wanted} -> {answered}; reason=memory"

@@ -78,7 +78,8 @@ def scripted_answer(question: dict[str, Any], wanted: Sequence[Strategy], space:
         space: of the replay.
     """
     text = question["messages"][1]["content"]
-    tried = set(json.loads(text[text.index("<data>") + 6 : text.index("</data>")])["tried"])
+    told = json.loads(text[text.index("<data>") + 6 : text.index("</data>")])
+    tried = {result["strategy"] for result in told["tried"]}
     action = question["response_format"]["json_schema"]["schema"]["properties"]["action"]
     allowed = action.get("enum") or [action["const"]]
     for strategy in wanted:

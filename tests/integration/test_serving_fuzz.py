@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from hypothesis import HealthCheck, given, settings
@@ -85,7 +86,7 @@ def test_bodies_with_wrong_fields(server: Running, route: str, changes: dict[str
     st.sampled_from(["application/json", "text/plain", "", "application/json; charset=utf-7"]),
 )
 def test_any_method_path_and_bytes(server: Running, method: str, path: str, body: bytes, kind: str) -> None:
-    url = httpx.URL(server.url).copy_with(path="/" + path.lstrip("/"))
+    url = httpx.URL(server.url).copy_with(path="/" + quote(path.lstrip("/"), safe="/"))
     response = httpx.request(method, url, content=body, headers={"content-type": kind}, timeout=PATIENCE_S)
     assert response.status_code < 500, response.text
     if response.status_code >= 400 and method != "HEAD":

@@ -107,12 +107,13 @@ def test_a_process_that_the_system_kills_while_it_loads_lacked_memory(
 ) -> None:
     """The kernel's out-of-memory killer sends the same signal."""
     (launcher,) = (child for child in psutil.Process().children() if "serving.launcher" in " ".join(child.cmdline()))
+    ending = {child.pid for child in launcher.children()}  # of the servers before
     with servers.running({"dense": served_folders["dense"]}) as server:
         done = threading.Event()
 
         def kill_the_first() -> None:
             while not done.is_set():
-                for child in launcher.children():
+                for child in (child for child in launcher.children() if child.pid not in ending):
                     child.kill()
                     return
 
