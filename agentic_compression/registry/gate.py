@@ -23,6 +23,7 @@ from agentic_compression.registry.aliases import cost
 
 __all__ = ["judge", "merits"]
 
+_ENOUGH = "items in common"
 _STATES = {
     "superseded": "a later episode dominates it, it left the frontier",
     "withheld": "it did not pass the checks of its study's results",
@@ -49,14 +50,16 @@ def judge(
         incumbent: the version that holds it; None: nobody to beat.
         comparison: incumbent to challenger on the items in common, or why there is none.
         differences: between the environments that the two were measured in, in words.
-        stands: the incumbent may keep the alias. One that has left the frontier has to be replaced, though by nothing
-            that is known to be significantly less accurate.
+        stands: the incumbent may keep the alias. One that has left its study's frontier has to be replaced, though by
+            nothing of that study that is known to be significantly less accurate, and from another study only by what
+            passes the whole gate.
     """
     checks, rule = list(merits(policy, challenger)), policy.aliases[alias]
-    if incumbent is not None and stands:
+    if incumbent is not None and (stands or incumbent.study != challenger.study):
         checks += _against(rule, policy, challenger, incumbent, comparison, differences)
     elif incumbent is not None and rule.guard_accuracy and isinstance(comparison, Comparison):
-        checks += _accuracy(policy, incumbent, comparison)
+        found = _accuracy(policy, incumbent, comparison)  # few items in common must not keep what was dominated
+        checks += [check for check in found if check.name != _ENOUGH]
     return GateVerdict(
         model=challenger.model,
         alias=alias,
@@ -158,9 +161,7 @@ def _accuracy(
         return
     difference = comparison.accuracy
     enough = difference.n >= policy.least_items
-    yield GateCheck(
-        name="items in common", passed=enough, detail=f"{difference.n}, at least {policy.least_items} are needed"
-    )
+    yield GateCheck(name=_ENOUGH, passed=enough, detail=f"{difference.n}, at least {policy.least_items} are needed")
     worse = comparison.verdict == "worse" and comparison.p_value <= policy.significance
     flips = comparison.flips
     changed = f", {flips.right_to_wrong} answers lost and {flips.wrong_to_right} gained" if flips else ""

@@ -159,7 +159,9 @@ class StudyEvidence:
         ours, theirs = challenger.evaluation, incumbent.evaluation
         if ours is None or theirs is None:
             side = challenger if ours is None else incumbent
-            return f"version {side.version}: {side.missing or 'no evaluation'}", ()
+            return f"version {side.version}: {side.missing or 'no evaluation'}", (
+                f"where version {side.version} was measured is not known",
+            )
         apart = tuple(
             text.replace("the baseline's", f"version {incumbent.version}'s")
             for text in differences(ours.environment, theirs.environment)

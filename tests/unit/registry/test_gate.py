@@ -44,7 +44,8 @@ def _judge(
     assert ours.evaluation is not None
     assert theirs.evaluation is not None
     compared = compare_evaluations(theirs.evaluation, ours.evaluation)
-    return judge(policy, options.pop("alias", "champion"), ours, theirs, compared, options.pop("differences", ()))
+    differences = options.pop("differences", ())
+    return judge(policy, options.pop("alias", "champion"), ours, theirs, compared, differences, **options)
 
 
 def _failed(verdict: GateVerdict) -> list[str]:
@@ -110,6 +111,25 @@ def test_too_few_items_decide_nothing() -> None:
     assert _failed(_judge(_evidence("2", 0.95, 10, items=20), _evidence("1", 0.95, 40, items=20))) == [
         "items in common"
     ]
+
+
+def test_few_items_do_not_keep_what_its_own_study_superseded() -> None:
+    ours, theirs = _evidence("2", 0.95, 10, items=20), _evidence("1", 0.95, 40, items=20, state="superseded")
+    assert _judge(ours, theirs, stands=False).passed
+
+
+@pytest.mark.parametrize(("accuracy", "refused"), [(0.90, []), (0.60, ["accuracy not worse"])])
+def test_what_replaces_a_superseded_holder_is_not_significantly_worse(accuracy: float, refused: list[str]) -> None:
+    verdict = _judge(_evidence("2", accuracy, 40), _evidence("1", 0.90, 10, state="superseded"), stands=False)
+    assert _failed(verdict) == refused
+
+
+def test_a_superseded_holder_of_another_study_is_replaced_by_what_passes_the_whole_gate() -> None:
+    theirs = _evidence("1", 0.94, 10, state="superseded", study="another")
+    assert _failed(_judge(_evidence("2", 0.94, 11), theirs, stands=False)) == ["not dominated by the incumbent"]
+    unknown = ("where version 1 was measured is not known",)
+    assert _failed(_judge(_evidence("2", 0.94, 9), theirs, stands=False, differences=unknown)) == ["same environment"]
+    assert _judge(_evidence("2", 0.94, 9), theirs, stands=False).passed
 
 
 def test_an_alias_of_one_objective_asks_for_more_of_it() -> None:
