@@ -15,7 +15,17 @@ from agentic_compression.registry.versions import holders, list_versions
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["Note", "approve", "move_aliases", "recover", "reject", "request_move", "require_usable", "rollback"]
+__all__ = [
+    "Note",
+    "approve",
+    "move_aliases",
+    "recover",
+    "reject",
+    "request_move",
+    "require_standing",
+    "require_usable",
+    "rollback",
+]
 
 
 @dataclass(frozen=True)
@@ -165,6 +175,8 @@ def approve(client: MlflowClient, journal: AliasJournal, request: str, *, why: s
                 )
         for version in entry.after.values():
             require_usable(client, entry.model, version)
+            if not entry.forced:
+                require_standing(client, entry.model, version)
         note = Note("approve", why or entry.why, entry.study, entry.forced, request=entry.id)
         done = move_aliases(client, journal, entry.model, entry.after, note)
         assert done is not None
@@ -199,6 +211,20 @@ def require_usable(client: MlflowClient, model: str, version: str) -> None:
     if not Path(found.source).is_dir():
         raise ModelError(
             f"the checkpoint of {model}/{version} is gone; make it again: acf rebuild {found.study} {found.episode}"
+        )
+
+
+def require_standing(client: MlflowClient, model: str, version: str) -> None:
+    """That a version is still on its study's frontier; the empty version always is.
+
+    Raises:
+        ConfigurationError: when it was superseded, withheld or removed since the gate let it through.
+    """
+    state = next((item.state for item in list_versions(client, model) if item.version == version), "frontier")
+    if version and state != "frontier":
+        raise ConfigurationError(
+            f"{model}/{version} must be on the frontier, as it was when the gate let it through; it is {state} now; "
+            "see: acf registry list"
         )
 
 

@@ -34,6 +34,7 @@ from agentic_compression.registry import (
     rollback,
 )
 from agentic_compression.registry.gate import judge
+from agentic_compression.registry.moves import require_standing
 from agentic_compression.registry.smoke import SmokeRequest
 from agentic_compression.study.version_evidence import StudyEvidence
 from agentic_compression.study.workbench import Workbench
@@ -141,6 +142,8 @@ def promote(desk: RegistryDesk, request: PromotionRequest, verdict: GateVerdict)
                 f"{request.alias} of {request.model} moved to version {current or 'none'} meanwhile, the gate compared "
                 f"with {verdict.incumbent or 'none'}; ask again"
             )
+        if verdict.passed:
+            require_standing(desk.client, request.model, request.version)
         by_request = request.require_approval or desk.policy.require_approval
         note = Note("promote", why, study, forced=not verdict.passed)
         if by_request:
@@ -160,20 +163,23 @@ def require_promoted(promoted: Promoted) -> Promoted:
     of = f"{verdict.model}/{verdict.version} as {verdict.alias}"
     if promoted.status == "refused":
         raise AcfError(f"the gate refuses {of}: {verdict.failures}")
-    if promoted.status == "rolled back":
-        reason = promoted.smoke.error if promoted.smoke else ""
-        raise AcfError(f"{of} was taken back, its smoke test failed: {reason}")
+    if promoted.smoke is not None and not promoted.smoke.passed:
+        taken = "was taken back" if promoted.status == "rolled back" else "keeps the alias that it had already"
+        raise AcfError(f"{of} {taken}, its smoke test failed: {promoted.smoke.error}")
     return promoted
 
 
 def smoke_test(desk: RegistryDesk, promoted: Promoted, bench: Workbench) -> Promoted:
     """Ask the promoted model a question through MLflow, in a process of its own; take the move back if it fails.
 
-    The answer must be the checkpoint's own greedy one.
+    The answer must be the checkpoint's own greedy one. A version that held the alias already is asked too: a process
+    that was killed after its move left it untested. There is no move to take back then.
     """
-    if promoted.status != "promoted":
-        return promoted
     verdict = promoted.verdict
+    if promoted.status not in {"promoted", "unchanged"}:
+        return promoted
+    if promoted.status == "unchanged" and holders(desk.client, verdict.model).get(verdict.alias) != verdict.version:
+        return promoted  # the same request waits for approval already
     uri = f"models:/{verdict.model}/{verdict.version}"  # the alias may have moved on meanwhile
     request = SmokeRequest(uri=uri, registry=bench.settings.mlflow_uri)
     done = bench.supervisor.run(SMOKE, request, timeout_s=_SMOKE_TIMEOUT_S)
@@ -181,7 +187,7 @@ def smoke_test(desk: RegistryDesk, promoted: Promoted, bench: Workbench) -> Prom
         smoke = SmokeResult.model_validate(done.result)
     else:
         smoke = SmokeResult(uri=uri, prompt="", passed=False, error=f"{done.status}: {done.error}")
-    if smoke.passed:
+    if smoke.passed or promoted.status == "unchanged":
         return promoted.model_copy(update={"smoke": smoke})
     why = f"the smoke test of {verdict.model}/{verdict.version} failed: {smoke.error}"
     undoing = promoted.entry.id if promoted.entry else None

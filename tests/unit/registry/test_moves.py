@@ -167,6 +167,23 @@ def test_an_approval_is_refused_when_the_alias_has_moved_since(promoted: Studio)
     assert promoted.aliases()["champion"] == "1"
 
 
+def test_an_approval_is_refused_when_the_version_has_left_the_frontier_since(promoted: Studio) -> None:
+    desk = promoted.desk
+    request = PromotionRequest(model=promoted.name, version="3", alias="champion")
+    verdict = verdict_on(desk, request)
+    plain = _promote(promoted, "3", "champion", require_approval=True).entry
+    forced = _promote(promoted, "3", "most-accurate", require_approval=True, force=True, reason="wanted").entry
+    promoted.client.set_model_version_tag(promoted.name, "3", "acf.state", "superseded")
+    before = promoted.aliases()
+    with pytest.raises(ConfigurationError, match="it is superseded now"):
+        approve(desk.client, desk.journal, plain.id)
+    with pytest.raises(ConfigurationError, match="it is superseded now"):
+        promote(desk, request, verdict)  # the gate looked before it left
+    assert promoted.aliases() == before
+    approve(desk.client, desk.journal, forced.id)
+    assert promoted.aliases() == {**before, "most-accurate": "3"}
+
+
 def test_the_policy_can_demand_approval_of_everything(promoted: Studio) -> None:
     promoted.policy = PromotionPolicy(require_approval=True)
     assert _promote(promoted, "3", "champion").status == "requested"
