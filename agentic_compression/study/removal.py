@@ -6,7 +6,7 @@ import shutil
 
 from agentic_compression.errors import ConfigurationError
 from agentic_compression.records import FrontierDocument, Record
-from agentic_compression.registry import forget_study
+from agentic_compression.registry import forget_study, journal_of, recover
 from agentic_compression.study.retention import drop_dominated
 from agentic_compression.study.workbench import Workbench
 
@@ -37,7 +37,12 @@ def remove_study(study: str, bench: Workbench) -> Removed:
 def _remove(study: str, bench: Workbench) -> Removed:
     folder = bench.folder(study)
     records = bench.history.records(study) if bench.history.exists(study) else []
-    versions = forget_study(bench.registry, study) if bench.registry is not None else 0
+    versions = 0
+    if bench.registry is not None:
+        journal = journal_of(bench.settings)
+        with journal.locked():  # no alias is set on a version while it is deleted
+            recover(bench.registry, journal)
+            versions = forget_study(bench.registry, study)
     nothing = FrontierDocument(study=study, objectives=(), baseline=None, reference_point=None, hypervolume=0.0)
     deleted = drop_dominated(bench, nothing, records)
     bench.history.forget(study)

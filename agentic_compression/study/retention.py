@@ -31,13 +31,16 @@ def drop_dominated(bench: Workbench, document: FrontierDocument, records: Sequen
         The deleted folders.
     """
     with bench.lease.alone() as alone:
-        return _delete(bench, document, records) if alone else ()
+        if not alone:
+            return ()
+        with journal_of(bench.settings).locked():  # no alias moves between the look and the deletion
+            return _delete(bench, document, records)
 
 
 def _delete(bench: Workbench, document: FrontierDocument, records: Sequence[EpisodeRecord]) -> tuple[Path, ...]:
     root = bench.settings.checkpoints.resolve()
     try:
-        kept = set(_pointed_at(bench, document))
+        kept, digests = set(_pointed_at(bench, document)), _served_digests(bench)
     except (ValueError, AcfError):  # a file is damaged, so what it points at is not known: nothing goes
         return ()
     deleted: list[Path] = []
@@ -45,12 +48,13 @@ def _delete(bench: Workbench, document: FrontierDocument, records: Sequence[Epis
         if record.checkpoint is None or record.checkpoint.shared:
             continue
         folder = Path(record.checkpoint.path).resolve()
-        if folder in kept or folder.parent != root or not folder.is_dir():
+        served = record.checkpoint.digest in digests
+        if folder in kept or served or folder.parent != root or not folder.is_dir():
             continue
         _remove(folder, root)
         deleted.append(folder)
     deleted += _delete_orphans(bench, root, kept)
-    _drop_dangling(bench.settings.artifacts / "models")
+    _drop_dangling(bench.settings.artifacts / "models", root)
     return tuple(deleted)
 
 
@@ -76,11 +80,25 @@ def _remove(folder: Path, root: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _drop_dangling(models: Path) -> None:
-    """Thin models whose checkpoint is gone: their links would keep its bytes; they are made again with it."""
+def _drop_dangling(models: Path, root: Path) -> None:
+    """Thin models whose stored checkpoint is gone: their links would keep its bytes; they are made again with it.
+
+    A checkpoint elsewhere, such as the user's own folder, may only be out of reach for now: its links stay.
+    """
     for location in models.glob(f"*/*/{LOCATION}"):
-        if not checkpoint_of(location.parent).is_dir():
+        stored = checkpoint_of(location.parent)
+        if stored.parent.resolve() == root and root.is_dir() and not stored.is_dir():
             shutil.rmtree(location.parent)
+
+
+def _served_digests(bench: Workbench) -> set[str]:
+    """Of what aliases, unfinished moves and open requests name, whatever became of the versions' own folders."""
+    if bench.registry is None:
+        return set()
+    needed = journal_of(bench.settings).needed()
+    versions = list_versions(bench.registry)
+    named = (item for item in versions if item.aliases or item.version in needed.get(item.model, ()))
+    return {item.tags.get("acf.digest", "") for item in named} - {""}
 
 
 def _pointed_at(bench: Workbench, document: FrontierDocument) -> Iterable[Path]:

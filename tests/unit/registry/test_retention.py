@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from agentic_compression.records import PromotionRequest
 from agentic_compression.registry import forget_study, list_versions, rollback
+from agentic_compression.registry.mlflow_model import LOCATION, checkpoint_of
 from agentic_compression.settings import get_settings
 from agentic_compression.study.promotion import promote, verdict_on
 from agentic_compression.study.retention import drop_dominated
@@ -50,6 +53,47 @@ def test_without_an_alias_they_go_and_their_thin_models_with_them(stored: tuple[
         studio.client.delete_registered_model_alias(studio.name, alias)
     assert _left(studio, study, (1,)) == {1}
     assert len(list((get_settings().artifacts / "models").glob("*/*/MLmodel"))) == 1
+
+
+def test_what_an_alias_names_stays_though_its_thin_model_is_gone(stored: tuple[Studio, str]) -> None:
+    studio, study = stored
+    for alias in set(studio.aliases()) - {"champion"}:
+        studio.client.delete_registered_model_alias(studio.name, alias)
+    shutil.rmtree(get_settings().artifacts / "models")
+    assert _left(studio, study, ()) == {1}
+
+
+def test_thin_models_of_checkpoints_elsewhere_stay_when_those_are_out_of_reach(
+    stored: tuple[Studio, str], tmp_path: Path
+) -> None:
+    studio, study = stored
+    models = get_settings().artifacts / "models"
+    (thin, *_) = (location.parent for location in models.glob(f"*/*/{LOCATION}"))
+    unplugged = tmp_path / "unplugged" / "checkpoint"
+    (thin / LOCATION).write_text((thin / LOCATION).read_text().replace(str(checkpoint_of(thin)), str(unplugged)))
+    assert checkpoint_of(thin) == unplugged
+    _left(studio, study, (0, 1, 2))
+    assert thin.is_dir()
+
+
+def test_nothing_goes_while_an_alias_is_moved(stored: tuple[Studio, str]) -> None:
+    """Retention waits for the journal: between its look and its deletion no alias may come to point at what goes."""
+    studio, study = stored
+    done = threading.Event()
+
+    def drop() -> None:
+        _left(studio, study, (0,))
+        done.set()
+
+    for alias in studio.aliases():
+        studio.client.delete_registered_model_alias(studio.name, alias)
+    with studio.desk.journal.locked():
+        thread = threading.Thread(target=drop)
+        thread.start()
+        assert not done.wait(1.0)
+        studio.client.set_registered_model_alias(studio.name, "champion", "3")
+    thread.join()
+    assert _left(studio, study, (0,)) == {0, 2}
 
 
 def test_what_a_move_by_hand_left_stays_for_its_rollback(stored: tuple[Studio, str]) -> None:
