@@ -170,7 +170,7 @@ class ModelPool:
         """Replace the engine by one of another version, without a gap where both fit.
 
         Raises:
-            AcfError: when the new version cannot be loaded; the old one then goes on.
+            AcfError: when the new version cannot be loaded, even in the old one's place; the old one then goes on.
         """
         old = served.loaded
         if old is None:
@@ -179,6 +179,7 @@ class ModelPool:
             try:
                 new = await self._start(served, target, target, beside=True)
             except LoadMemoryError as error:
+                await self._require_fit(target, old)
                 _LOG.warning("%s: both versions do not fit, so requests wait meanwhile: %s", served.name, error)
                 self._metrics.swaps.labels(served.name).inc()
                 await self.unload(old, "moved")
@@ -250,10 +251,7 @@ class ModelPool:
     async def _start(self, served: Served, target: Target, wanted: Target, *, beside: bool = False) -> Loaded:
         begun, outcome = time.monotonic(), "failed"
         try:
-            needed = self._measured.get(target.folder) or int(
-                _PROCESS_BYTES + _WEIGHTS_FACTOR * await asyncio.to_thread(target.weights_bytes)
-            )
-            await self._make_room(needed, beside)
+            await self._make_room(await self._needed(target), beside)
             log = self.options.logs / "engines.log"
             engine = await start_engine(self._launcher, target.folder, self.engine, log, self.options.load_timeout_s)
             outcome = "loaded"
@@ -269,6 +267,26 @@ class ModelPool:
         self._metrics.active_models.set(len(self._all))
         _LOG.info("loaded %s (%s) in %.1f s: %s", served.name, target.label, time.monotonic() - begun, engine.info)
         return loaded
+
+    async def _needed(self, target: Target) -> int:
+        """Bytes of an engine: as measured before, or estimated."""
+        measured = self._measured.get(target.folder)
+        return measured or int(_PROCESS_BYTES + _WEIGHTS_FACTOR * await asyncio.to_thread(target.weights_bytes))
+
+    async def _require_fit(self, target: Target, old: Loaded) -> None:
+        """That a version fits once the old one is gone, so that what works is not given up for nothing.
+
+        Raises:
+            LoadMemoryError: when it does not.
+        """
+        needed, room = await self._needed(target), free_bytes(self.engine.device) + old.bytes
+        limit = self.options.memory_bytes
+        room = room if limit is None else min(room, limit)
+        if needed > room:
+            raise LoadMemoryError(
+                f"{target.label} must fit about {room / 1e6:.0f} MB in place of {old.target.label}, got about "
+                f"{needed / 1e6:.0f} MB; {old.target.label} goes on"
+            )
 
     async def _make_room(self, needed: int, beside: bool) -> None:
         """Unload idle models, the longest unused first, until there is room; wait for busy ones."""

@@ -240,6 +240,22 @@ def test_a_moved_alias_is_followed_without_losing_a_request(
         assert server.metric("acf_serve_active_models") == 1
 
 
+def test_a_version_that_cannot_fit_does_not_cost_the_one_that_serves(
+    servers: Servers, registered: tuple[MlflowClient, str]
+) -> None:
+    client, name = registered
+    client.set_registered_model_alias(name, "champion", "2")  # the packed one, which is smaller
+    source = RegistrySource(client, f"models:/{name}@champion")
+    with servers.running({"model": source}, follow_s=0.3, memory_bytes=76_000_000) as server:
+        assert ask(server, "model").headers["x-acf-version"] == "version 2"
+        first = pid_of(server, "model")
+        client.set_registered_model_alias(name, "champion", "1")
+        server.wait_until(lambda: "goes on" in str(server.pool.models["model"].problem), PATIENCE_S)
+        assert ask(server, "model").headers["x-acf-version"] == "version 2"
+        assert pid_of(server, "model") == first
+        assert server.metric("acf_serve_swaps_total", model="model") == 0
+
+
 def test_keys_rates_and_origins(servers: Servers, served_folders: dict[str, Path]) -> None:
     key, other = "k" * 24, "another-key-of-somebody"
     settings = {
