@@ -235,7 +235,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             online, alone, firsts = [], [], []
             for _ in range(arguments.rounds):
                 alone.append(
-                    offline(arguments.model, clients, arguments.new_tokens, arguments.seconds / 2, arguments.threads)
+                    offline(arguments.model, clients, arguments.new_tokens, arguments.seconds, arguments.threads)
                 )
                 begun = time.perf_counter()
                 tally = asyncio.run(

@@ -83,7 +83,7 @@ class Situation(Record):
     seconds_left: float | None = Field(default=None, ge=0)
     co2_spent_grams: float = Field(default=0.0, ge=0)
     co2_left_grams: float | None = Field(default=None, ge=0)
-    recalled: tuple[Recalled, ...] = Field(default=(), description="from memory, the most similar first")
+    recalled: tuple[Recalled, ...] = Field(default=(), description="from memory, what weighs most first")
     recommended: tuple[Recommended, ...] = Field(default=(), description="what the recalled adds up to, the best first")
 
 
