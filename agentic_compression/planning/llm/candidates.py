@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,8 @@ from agentic_compression.records import Candidate, EpisodeRecord, Proposal, Sear
 
 __all__ = ["Moment", "OneCandidate", "open_candidates"]
 
-_LIMIT = 8
+_LIMIT, _ALIKE = 8, 2
+_SPREAD = 4  # times as many are looked at, for what is unlike
 _REASKS = 4
 
 
@@ -76,12 +78,13 @@ class OneCandidate:
 def open_candidates(optimizer: Optimizer, moment: Moment) -> tuple[Candidate, ...]:
     """The optimizer's best strategies that are neither tried nor running, in canonical form, the best first.
 
+    Of strategies with the same methods in the same order no more than a few, as long as there are others.
     Asked again with other seeds while everything it names is running.
     """
     space, busy = moment.space, {canonical(moment.space, strategy).key for strategy in moment.in_flight}
     closed = busy | tried_keys(space, moment.history)
     for attempt in range(_REASKS if busy else 1):
-        limit = _LIMIT + len(busy)
+        limit = _LIMIT * _SPREAD + len(busy)
         named = optimizer.candidates(space, moment.history, moment.seed + attempt, moment.situation, limit)
         found: dict[str, Candidate] = {}
         for item in named:
@@ -89,5 +92,17 @@ def open_candidates(optimizer: Optimizer, moment: Moment) -> tuple[Candidate, ..
             if plain.key not in closed and not plain.is_baseline and space.problem_with(plain) is None:
                 found.setdefault(plain.key, item.model_copy(update={"strategy": plain}))
         if found:
-            return tuple(found.values())[:_LIMIT]
+            return _varied(tuple(found.values()))[:_LIMIT]
     return ()
+
+
+def _varied(found: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+    """The same with those behind that only set the methods of better ones otherwise: alike, they leave no choice."""
+    seen: Counter[tuple[str, ...]] = Counter()
+    first: list[Candidate] = []
+    behind: list[Candidate] = []
+    for item in found:
+        methods = tuple(stage.method for stage in item.strategy.stages)
+        (first if seen[methods] < _ALIKE else behind).append(item)
+        seen[methods] += 1
+    return (*first, *behind)

@@ -8,7 +8,13 @@ from typing import Any
 
 from agentic_compression.planning.grid import canonical
 from agentic_compression.planning.llm.decision import Rules
-from agentic_compression.planning.llm.progress import baseline_of, hypervolume_gains, ratios, search_frontier
+from agentic_compression.planning.llm.progress import (
+    baseline_of,
+    hypervolume_alone,
+    hypervolume_gains,
+    ratios,
+    search_frontier,
+)
 from agentic_compression.planning.llm.review import LANGUAGE_MODEL, expectation_errors
 from agentic_compression.records import (
     Candidate,
@@ -51,6 +57,7 @@ def describe(rules: Rules, history: Sequence[EpisodeRecord], situation: Situatio
     known, space = situation or Situation(), rules.space
     ordered = sorted((record for record in history if record.episode > 0), key=lambda record: record.episode)
     baseline, gains = baseline_of(history), hypervolume_gains(history)
+    volume, alone = hypervolume_alone(history)
     return {
         "objective": known.objective,
         "constraints": [str(constraint) for constraint in known.constraints],
@@ -63,7 +70,11 @@ def describe(rules: Rules, history: Sequence[EpisodeRecord], situation: Situatio
         },
         "baseline": {name: _short(value) for name, value in baseline.model_dump().items()} if baseline else None,
         "noise": _noise(history, baseline),
-        "frontier": [_result(record, space, baseline) for record in search_frontier(history)],
+        "frontier": [
+            _result(record, space, baseline) | {"hypervolume_of_it_alone": _short(alone.get(record.episode, 0.0))}
+            for record in search_frontier(history)
+        ],
+        "hypervolume_now": _short(volume),
         "hypervolume": [
             {"episode": record.episode, "added": _short(gains.get(record.episode, 0.0))} for record in ordered
         ],
@@ -75,6 +86,7 @@ def describe(rules: Rules, history: Sequence[EpisodeRecord], situation: Situatio
         "skill_recommendations": _recommendations(known.recommended, rules),
         "candidates": [_candidate(at, item, space, baseline) for at, item in enumerate(rules.candidates, start=1)],
         "tried": [_tried(record, space, baseline) for record in ordered[-_TRIED:]],
+        "own_strategy_allowed": rules.may_override,
         "running": [space.brief(strategy) for strategy in rules.running],
         "methods": [_method(method) for method in space.offered],
         "most_stages": space.max_stages,
@@ -106,6 +118,11 @@ def _study(known: Situation, space: SearchSpace) -> dict[str, Any]:
         "size_class": spec.size_class,
         "layers": spec.layers,
         "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "heads": spec.heads,
+        "kv_heads": spec.kv_heads,
+        "vocabulary": spec.vocabulary,
+        "tied_embeddings": spec.tied_embeddings,
         "experts": spec.experts,
         "preferred_methods": [name for name in spec.preferred_methods if name in offered],
     }

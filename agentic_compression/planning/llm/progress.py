@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from agentic_compression.pareto import hypervolume, loss_rows, reference_point
 from agentic_compression.records import EpisodeRecord, Objectives
 
-__all__ = ["baseline_of", "hypervolume_gains", "measured", "ratios", "search_frontier"]
+__all__ = ["baseline_of", "hypervolume_alone", "hypervolume_gains", "measured", "ratios", "search_frontier"]
 
 
 def measured(history: Sequence[EpisodeRecord]) -> list[EpisodeRecord]:
@@ -64,6 +64,20 @@ def hypervolume_gains(history: Sequence[EpisodeRecord]) -> dict[int, float]:
         after = hypervolume(loss_rows(seen), reference) if record is not None else before
         gains[episode], before = max(after - before, 0.0), after
     return gains
+
+
+def hypervolume_alone(history: Sequence[EpisodeRecord]) -> tuple[float, dict[int, float]]:
+    """The frontier's share of the reference box, and by episode the part of it that only this one dominates."""
+    import numpy as np
+
+    baseline, members = baseline_of(history), search_frontier(history)
+    if baseline is None:
+        return 0.0, {}
+    reference = reference_point(baseline)
+    rows = loss_rows([record.objectives for record in members if record.objectives is not None])
+    whole = hypervolume(rows, reference)
+    without = (hypervolume(np.delete(rows, place, axis=0), reference) for place in range(len(members)))
+    return whole, {record.episode: max(0.0, whole - left) for record, left in zip(members, without, strict=True)}
 
 
 def ratios(objectives: Objectives, baseline: Objectives) -> dict[str, float]:

@@ -57,7 +57,7 @@ class ListedOptimizer:
 
     def __init__(self, *labels: str) -> None:
         chosen = labels or ("rtn:bits=3,group_size=32", "gptq:bits=8,group_size=64", "magnitude:sparsity=0.4")
-        self._listed = [candidate(label, gain=0.05 - 0.01 * at) for at, label in enumerate(chosen)]
+        self._listed = [candidate(label, gain=0.05 / (1 + at)) for at, label in enumerate(chosen)]
 
     def candidates(
         self,

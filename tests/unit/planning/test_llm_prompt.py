@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from agentic_compression.planning.grid import canonical
 from agentic_compression.planning.llm.context import describe
+from agentic_compression.planning.llm.progress import hypervolume_alone
 from agentic_compression.planning.llm.prompt import (
     TRIMS,
     PromptTooLongError,
@@ -107,6 +108,9 @@ def test_the_question_holds_what_a_decision_needs() -> None:
     assert [item["episode"] for item in data["last_episodes"]] == [r.episode for r in records if r.episode][-5:]
     assert data["memory"][0]["accuracy_change"] == pytest.approx(-0.1)
     assert data["baseline"]["latency_ms"] == 100.0
+    volume, alone = hypervolume_alone(records)
+    assert data["hypervolume_now"] == pytest.approx(volume, rel=1e-3)
+    assert data["frontier"][0].pop("hypervolume_of_it_alone") == pytest.approx(alone[0], rel=1e-3)
     assert data["frontier"][0] == {"episode": 0, "strategy": "baseline", "accuracy": 0.7} | dict.fromkeys(
         ("latency_ratio", "memory_ratio", "size_ratio", "co2_ratio"), 1.0
     )
@@ -128,6 +132,11 @@ def test_every_result_is_told_and_how_noisy_they_are() -> None:
     assert first["strategy"] == SPACE.brief(records[1].strategy)
     assert {"accuracy", "latency_ratio", "memory_ratio", "size_ratio", "co2_ratio"} <= set(first)
     assert failed == {"episode": 3, "strategy": SPACE.brief(records[3].strategy), "status": "oom"}
+
+
+def test_whether_a_strategy_of_its_own_is_allowed_is_told() -> None:
+    for allowed in (True, False):
+        assert describe(rules(may_override=allowed), history(), situation())["own_strategy_allowed"] is allowed
 
 
 def test_only_methods_on_offer_are_preferred() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from agentic_compression.frontier import hypervolume_by_episode
 from agentic_compression.planning.llm.note import planner_note
-from agentic_compression.planning.llm.progress import hypervolume_gains, ratios, search_frontier
+from agentic_compression.planning.llm.progress import hypervolume_alone, hypervolume_gains, ratios, search_frontier
 from agentic_compression.planning.llm.review import (
     LANGUAGE_MODEL,
     SEARCH,
@@ -74,6 +74,33 @@ def test_the_gain_of_one_episode_is_the_box_it_adds() -> None:
     side = 2.0  # of the reference box, in units of the baseline's cost
     volume = 0.8 * ((side - 0.5) / side) ** 4 - 0.8 * ((side - 1) / side) ** 4
     assert hypervolume_gains(records)[1] == pytest.approx(volume)
+
+
+def _staircase(points: list[tuple[float, float]]) -> float:
+    """Area under accuracy and the fourth power of the costs' side, all four costs being one."""
+    area, tallest = 0.0, 0.0
+    corners = sorted(((accuracy, ((2 - cost) / 2) ** 4) for accuracy, cost in points), reverse=True)
+    for accuracy, side in corners:
+        area += accuracy * max(0.0, side - tallest)
+        tallest = max(tallest, side)
+    return area
+
+
+def test_what_a_member_dominates_alone_is_what_the_frontier_loses_without_it() -> None:
+    draw = np.random.default_rng(7)
+    points = {number: (float(a), float(c)) for number, (a, c) in enumerate(draw.random((9, 2)), start=1)}
+    records = [BASE, *(_with(number, _objectives(*point)) for number, point in points.items())]
+    whole, alone = hypervolume_alone(records)
+    assert BASE.objectives is not None
+    members = {
+        item.episode: points.get(item.episode, (BASE.objectives.accuracy, 1.0)) for item in search_frontier(records)
+    }
+    assert len(members) > 2
+    assert whole == pytest.approx(_staircase(list(members.values())))
+    for number in members:
+        left = [point for other, point in members.items() if other != number]
+        assert alone[number] == pytest.approx(whole - _staircase(left))
+    assert hypervolume_alone(records[1:]) == (0.0, {})
 
 
 def test_the_frontier_that_is_told_is_the_non_dominated_set() -> None:
