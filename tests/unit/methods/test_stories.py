@@ -55,15 +55,18 @@ OTHERS = (
 
 
 def perplexity(path: str | Path, texts: list[str]) -> float:
-    """One story a window, BOS first, every token after it scored."""
+    """One story a window, BOS first, every token after it scored; padding comes after a story and is not scored."""
     loaded = load_checkpoint(path)
+    rows = [torch.tensor(loaded.tokenizer(text, truncation=True, max_length=512)["input_ids"]) for text in texts]
+    rows.sort(key=len)
     loss, count = 0.0, 0
     with torch.no_grad():
-        for text in texts:
-            ids = loaded.tokenizer(text, return_tensors="pt", truncation=True, max_length=512)["input_ids"]
-            scores = loaded.model(input_ids=ids).logits[0, :-1].double().log_softmax(-1)
-            loss -= float(scores.gather(1, ids[0, 1:, None]).sum())
-            count += ids.shape[1] - 1
+        for some in (rows[start : start + 20] for start in range(0, len(rows), 20)):
+            ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True)
+            scores = loaded.model(input_ids=ids).logits[:, :-1].double().log_softmax(-1)
+            found = scores.gather(2, ids[:, 1:, None])[..., 0]
+            loss -= sum(float(row[: len(one) - 1].sum()) for row, one in zip(found, some, strict=True))
+            count += sum(len(one) - 1 for one in some)
     return math.exp(loss / count)
 
 
