@@ -8,7 +8,10 @@ from zenml import pipeline
 from zenml.enums import ExecutionMode
 
 from agentic_compression.records import StudyConfig
+from agentic_compression.study import with_name
+from agentic_compression.study.promotion import model_of
 from steps import compress, evaluate, infer_spec, llm_plan, update_frontier, validate_data
+from steps.control_plane import belongs_to
 
 
 # ZenML's step cache hashes the step's code alone; this project keys work by content instead. Failing fast hands
@@ -20,6 +23,8 @@ def compression_episode(study: StudyConfig) -> None:
     Args:
         study: the study's configuration, as a user writes it.
     """
+    named = with_name(study)
+    belongs_to(model_of(named), named.name)
     spec = infer_spec(study=study)
     dataset, _ = validate_data(study=study)
     plan = llm_plan(study=study, spec=spec, dataset=dataset)

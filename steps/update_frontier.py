@@ -12,7 +12,9 @@ from agentic_compression.records import (
     FrontierDocument,
     StudyConfig,
 )
+from agentic_compression.study.promotion import model_of
 from materializers import FrontierMaterializer
+from steps.control_plane import note_registry
 
 
 @step(output_materializers=FrontierMaterializer)
@@ -20,4 +22,7 @@ def update_frontier(
     study: StudyConfig, plan: EpisodePlan, compressed: CompressionOutcome, evaluated: EvaluationOutcome
 ) -> Annotated[FrontierDocument, "pareto_frontier"]:
     """The frontier rebuilt from all recorded episodes, its members registered, the study's files rewritten."""
-    return domain.update_frontier(domain.with_name(study), plan, compressed, evaluated, domain.open_workbench())
+    named, bench = domain.with_name(study), domain.open_workbench()
+    document = domain.update_frontier(named, plan, compressed, evaluated, bench)
+    note_registry(model_of(named), bench)
+    return document

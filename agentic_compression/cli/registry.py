@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agentic_compression.cli import registry_moves
+from agentic_compression.cli.registry_words import asked_by, facts, moves, notes, waiting, what_happened
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from agentic_compression.records import JournalEntry
-    from agentic_compression.registry import AliasJournal, RegisteredVersion
+    from agentic_compression.registry import AliasJournal
 
 __all__ = ["app"]
 
@@ -36,7 +36,7 @@ app.command("approve")(registry_moves.approve)
 
 @app.command("list")
 def list_registered(model: Model = None, as_json: Json = False) -> None:
-    """Versions with their aliases, objectives and checkpoint.
+    """Versions with their aliases and objectives; who was refused an alias and why; what waits for an approval.
 
     Examples:
 
@@ -74,8 +74,11 @@ def list_registered(model: Model = None, as_json: Json = False) -> None:
             style=None if version.state == "frontier" else "dim",
         )
     console.print(table)
+    for note in notes(versions):
+        console.print(escape(note), soft_wrap=True)
     for entry in journal.pending(model):
-        console.print(f"waits for approval: {_line(entry)}; acf registry approve {entry.id}", soft_wrap=True)
+        line = f"waits for approval: {waiting(entry, versions)}; next: acf registry approve {entry.id}"
+        console.print(escape(line), soft_wrap=True)
 
 
 @app.command()
@@ -101,7 +104,7 @@ def show(version: Version, as_json: Json = False) -> None:
         return
     console = wide_console()
     table = Table("what", "value")
-    for name, value in _facts(found):
+    for name, value in facts(found):
         table.add_row(name, escape(value))
     console.print(table)
     console.print(f'load it: mlflow.pyfunc.load_model("models:/{found.name}").predict(["…"])', soft_wrap=True)
@@ -132,19 +135,19 @@ def history(model: Model = None, as_json: Json = False) -> None:
         typer.echo(json.dumps([entry.model_dump(mode="json") for entry in entries], indent=2))
         return
     ended = {entry.id: entry for entry in entries if entry.kind == "done"}
-    waiting = {entry.id for entry in journal.pending(model)}
+    requests = {entry.id: entry for entry in entries if entry.kind == "requested"}
+    open_ones, valid = {entry.id for entry in journal.pending(model)}, {entry.id for entry in journal.valid(entries)}
     table = Table("when (UTC)", "id", "model", "what", "moves", "who", "why")
     for entry in entries:
         if entry.kind == "done":
             continue
-        what: str = entry.action if entry.kind == "intended" else entry.kind
-        if entry.kind == "intended" and entry.id in ended and ended[entry.id].recovered:
-            what += " (completed later)"
-        if entry.id in waiting:
-            what += " (waits)"
-        moves = "\n".join(_moves(entry))
-        row = (entry.at[:19], entry.id, entry.model, what, moves, entry.who, escape(entry.why))
-        table.add_row(*row)
+        recovered = entry.id in ended and ended[entry.id].recovered
+        what = what_happened(entry, requests, recovered=recovered, waits=entry.id in open_ones)
+        if entry.id not in valid:
+            what += "; of a model deleted since"
+        of = asked_by(entry) if entry.kind != "rejected" else entry.who
+        row = (entry.at[:19], entry.id, entry.model, what, "\n".join(moves(entry)), of, entry.why)
+        table.add_row(*map(escape, row), style=None if entry.id in valid else "dim")
     console = wide_console()
     console.print(table if table.row_count else "no alias has moved yet")
 
@@ -163,6 +166,7 @@ def diff(
 
       acf registry diff demo--demo/2 demo--demo/3 --json
     """
+    from rich.markup import escape
     from rich.table import Table
 
     from agentic_compression.cli.live import wide_console
@@ -186,10 +190,10 @@ def diff(
         typer.echo(json.dumps(values, indent=2))
         return
     table = Table("", versions[0].name, versions[1].name)
-    facts = [dict(_facts(version)) for version in versions]
-    for name in dict.fromkeys((*facts[0], *facts[1])):
-        left, right = (values.get(name, "") for values in facts)
-        table.add_row(name, left, right, style="dim" if left == right else None)
+    known = [dict(facts(version)) for version in versions]
+    for name in dict.fromkeys((*known[0], *known[1])):
+        left, right = (values.get(name, "") for values in known)
+        table.add_row(name, escape(left), escape(right), style="dim" if left == right else None)
     console = wide_console()
     console.print(table)
     summary = compared.summary if isinstance(compared, Comparison) else f"not compared: {compared}"
@@ -205,19 +209,7 @@ def _open() -> tuple[MlflowClient, AliasJournal]:
     from agentic_compression.tracking import open_client
 
     settings = get_settings()
-    client, journal = open_client(settings.mlflow_uri), journal_of(settings)
+    client = open_client(settings.mlflow_uri)
+    journal = journal_of(settings, client)
     recover(client, journal)
     return client, journal
-
-
-def _facts(version: RegisteredVersion) -> list[tuple[str, str]]:
-    tags = {key.removeprefix("acf."): value for key, value in sorted(version.tags.items()) if value}
-    return [("aliases", ", ".join(version.aliases)), ("checkpoint", version.source), *tags.items()]
-
-
-def _moves(entry: JournalEntry) -> list[str]:
-    return [f"{alias} {entry.before.get(alias) or '–'} → {number or '–'}" for alias, number in entry.after.items()]
-
-
-def _line(entry: JournalEntry) -> str:
-    return f"{entry.model}: {', '.join(_moves(entry))} ({entry.why}, asked by {entry.who} at {entry.at[:19]})"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agentic_compression.cli.registry_words import moves, waiting
 from agentic_compression.errors import AcfError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def rollback(
     if as_json:
         typer.echo(entry.model_dump_json(indent=2))
         return
-    _print_moves(entry)
+    typer.echo(_line(entry))
     typer.echo(f"see: acf registry history {model}")
 
 
@@ -118,6 +119,10 @@ def approve(
 ) -> None:
     """Carry out a promotion that waits for approval, or refuse it.
 
+    Each version that would take an alias is asked a question through MLflow first; where its answer is not its
+    checkpoint's own, nothing moves. What a study asks for includes taking aliases away from versions that left its
+    frontier; approved, it counts as the study's choice, and a refusal keeps the study from asking for the same again.
+
     Examples:
 
       acf registry approve
@@ -126,32 +131,35 @@ def approve(
 
       acf registry approve 4f0c2a9d81be --reject --reason "after the release"
     """
-    from agentic_compression.registry import approve as carry_out
-    from agentic_compression.registry import reject
+    from agentic_compression.registry import list_versions, reject
     from agentic_compression.study import open_workbench
+    from agentic_compression.study.promotion import approve as try_and_move
     from agentic_compression.study.promotion import open_desk
 
-    desk = open_desk(open_workbench())
+    bench = open_workbench()
+    desk = open_desk(bench)
     if request is None:
-        waiting = desk.journal.pending()
+        pending = desk.journal.pending()
         if as_json:
-            typer.echo(json.dumps([entry.model_dump(mode="json") for entry in waiting], indent=2))
+            typer.echo(json.dumps([entry.model_dump(mode="json") for entry in pending], indent=2))
             return
-        for entry in waiting:
-            typer.echo(f"{entry.id}  {entry.model}: {_told(entry)} ({entry.why}, asked by {entry.who})")
-        if not waiting:
+        versions = list_versions(desk.client) if pending else []
+        for entry in pending:
+            typer.echo(f"{entry.id}  {waiting(entry, versions)}")
+        if not pending:
             typer.echo("nothing waits for approval")
         return
     if refuse:
         entry = reject(desk.journal, request, why=reason)
-    else:
-        entry = carry_out(desk.client, desk.journal, request, why=reason)
+        typer.echo(entry.model_dump_json(indent=2) if as_json else f"refused {request} of {_line(entry)}")
+        return
+    approved = try_and_move(desk, request, bench, why=reason)
     if as_json:
-        typer.echo(entry.model_dump_json(indent=2))
-    elif refuse:
-        typer.echo(f"rejected {request} of {entry.model}: {_told(entry)}")
-    else:
-        _print_moves(entry)
+        typer.echo(approved.model_dump_json(indent=2))
+        return
+    for smoke in approved.smokes:
+        typer.echo(f"smoke test of {smoke.uri}: {smoke.prompt!r} → {smoke.answer!r}")
+    typer.echo(_line(approved.entry))
 
 
 def _policy(path: Path | None) -> PromotionPolicy:
@@ -195,10 +203,5 @@ def _print_promoted(promoted: Promoted) -> None:
         )
 
 
-def _print_moves(entry: JournalEntry) -> None:
-    typer.echo(f"{entry.model}: {_told(entry)}")
-
-
-def _told(entry: JournalEntry) -> str:
-    moves = (f"{alias} {entry.before.get(alias) or 'none'} → {to or 'none'}" for alias, to in entry.after.items())
-    return ", ".join(moves)
+def _line(entry: JournalEntry) -> str:
+    return f"{entry.model}: {', '.join(moves(entry))}"

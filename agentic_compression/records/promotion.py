@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -161,6 +162,24 @@ class JournalEntry(Record):
     undoes: str = Field(default="", description="the move that a rollback takes back")
     request: str = Field(default="", description="the request that an approval completes")
     recovered: bool = Field(default=False, description="carried out by a later process than the one that intended it")
+    born: int = Field(default=0, description="when the registered model was made, ms since 1970 UTC; 0: not noted")
+
+    @property
+    def withdrawn(self) -> bool:
+        """The study that asked for it took the request back; no person refused it."""
+        return self.kind == "rejected" and bool(self.study)
+
+    def is_of(self, made: int | None) -> bool:
+        """Whether it speaks of the registered model that was made then, and not of a former one of that name.
+
+        Args:
+            made: ms since 1970 UTC; None: there is none.
+        """
+        if made is None:
+            return False
+        if self.born:
+            return self.born == made
+        return not self.at or datetime.fromisoformat(self.at).timestamp() * 1000 >= made
 
 
 class PromotionRequest(Record):

@@ -3,6 +3,9 @@
 MLflow has no transaction over several aliases. So a move is first written down as a whole, then carried out alias by
 alias, then marked as done. Whoever opens the registry next completes a move that was cut short. The file only grows;
 a last line that a killed process left half written is not read, and is overwritten by the next one.
+
+Lines outlive a registered model that is deleted. Each says when its model was made: MLflow numbers the versions of one
+that is made again under the same name from 1, so what was said of the former one holds for it no more.
 """
 
 from __future__ import annotations
@@ -10,11 +13,11 @@ from __future__ import annotations
 import getpass
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -23,10 +26,12 @@ from pydantic import ValidationError
 
 from agentic_compression.errors import AcfError
 from agentic_compression.records import JournalEntry
+from agentic_compression.registry.versions import born
 from agentic_compression.settings import Settings
 
 if TYPE_CHECKING:
     from filelock import FileLock
+    from mlflow import MlflowClient
 
 __all__ = ["AliasJournal", "Change", "journal_of", "moved", "new_entry", "operator"]
 
@@ -54,11 +59,8 @@ class Change:
 
     alias: str
     entry: JournalEntry
-
-    @property
-    def by_hand(self) -> bool:
-        """Somebody decided it; it did not follow from the frontier."""
-        return self.entry.action != "follow"
+    by_hand: bool
+    """A person chose the version; it did not follow from the frontier."""
 
     @property
     def before(self) -> str:
@@ -66,17 +68,25 @@ class Change:
         return self.entry.before.get(self.alias, "")
 
 
-def journal_of(settings: Settings) -> AliasJournal:
-    """The journal of a state root: ``data/registry``."""
-    return AliasJournal(settings.root / "data" / "registry")
+def journal_of(settings: Settings, client: MlflowClient | None = None) -> AliasJournal:
+    """The journal of a state root, ``data/registry``; with its registry, it knows which models are there still."""
+    made = partial(born, client) if client is not None else None
+    return AliasJournal(settings.root / "data" / "registry", made)
 
 
 class AliasJournal:
-    """The journal in one folder, with the lock that every move takes."""
+    """The journal in one folder, with the lock that every move takes.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of the file and the lock.
+        made: when a registered model was made (see ``versions.born``). Entries of former models of that name are then
+            history: ``entries`` has them, what follows from entries does not. Without it every entry counts.
+    """
+
+    def __init__(self, folder: Path, made: Callable[[str], int | None] | None = None) -> None:
         self.folder = folder
         self._path = folder / _FILE
+        self._made = made
 
     @cached_property
     def _lock(self) -> FileLock:
@@ -109,6 +119,13 @@ class AliasJournal:
                 found.append(entry)
         return found
 
+    def valid(self, entries: Sequence[JournalEntry]) -> list[JournalEntry]:
+        """Those that speak of a registered model that is there still."""
+        if self._made is None:
+            return list(entries)
+        made = {model: self._made(model) for model in {entry.model for entry in entries}}
+        return [entry for entry in entries if entry.is_of(made[entry.model])]
+
     def append(self, entry: JournalEntry) -> JournalEntry:
         """Add a line and wait until the disk has it; the caller holds the lock."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -129,35 +146,32 @@ class AliasJournal:
         """Moves that were intended and not marked as done, oldest first."""
         entries = self.entries()
         ended = {entry.id for entry in entries if entry.kind == "done"}
-        return [entry for entry in entries if entry.kind == "intended" and entry.id not in ended]
+        return self.valid([entry for entry in entries if entry.kind == "intended" and entry.id not in ended])
 
     def moves(self, model: str) -> list[JournalEntry]:
         """The model's moves that were carried out, oldest first."""
-        entries = self.entries(model)
-        ended = {entry.id: entry for entry in entries if entry.kind == "done"}
-        return [
-            entry.model_copy(update={"recovered": ended[entry.id].recovered})
-            for entry in entries
-            if entry.kind == "intended" and entry.id in ended
-        ]
+        return _carried_out(self.valid(self.entries(model)))
 
     def standing(self, model: str) -> dict[str, list[Change]]:
         """By alias, its moves that were not taken back, oldest first."""
-        stacks: dict[str, list[Change]] = {}
-        for entry in self.moves(model):
+        entries = self.valid(self.entries(model))
+        chosen, stacks = _by_hand(entries), dict[str, list[Change]]()
+        for entry in _carried_out(entries):
             for alias in entry.after:
                 stack = stacks.setdefault(alias, [])
                 if entry.action == "rollback":
                     if stack and stack[-1].entry.id == entry.undoes:
                         stack.pop()
                 else:
-                    stack.append(Change(alias, entry))
+                    stack.append(Change(alias, entry, entry.id in chosen))
         return stacks
 
     def held_by_hand(self, model: str) -> frozenset[str]:
-        """Aliases whose last move somebody decided."""
-        last = {alias: entry.action for entry in self.moves(model) for alias in entry.after}
-        return frozenset(alias for alias, action in last.items() if action != "follow")
+        """Aliases whose last move a person chose."""
+        entries = self.valid(self.entries(model))
+        chosen = _by_hand(entries)
+        last = {alias: entry.id for entry in _carried_out(entries) for alias in entry.after}
+        return frozenset(alias for alias, move in last.items() if move in chosen)
 
     def rejected_by_rollback(self, model: str) -> frozenset[tuple[str, str]]:
         """Aliases with versions that somebody took back, and that nobody has promoted again since."""
@@ -169,14 +183,27 @@ class AliasJournal:
                 found -= set(entry.after.items())
         return frozenset(found)
 
+    def refused(self, model: str) -> frozenset[tuple[str, str, str]]:
+        """Alias, holder and version of the moves that studies asked for and a person refused."""
+        entries = self.valid(self.entries(model))
+        found = [entry for entry in entries if entry.kind == "rejected" and not entry.withdrawn]
+        return frozenset(
+            (alias, entry.before.get(alias, ""), version)
+            for entry in found
+            if entry.action == "follow"
+            for alias, version in entry.after.items()
+        )
+
     def pending(self, model: str | None = None) -> list[JournalEntry]:
-        """Requests that wait for an approval, oldest first; a later one for the same alias takes their place."""
+        """Requests that wait for an approval, oldest first.
+
+        A person's request takes the place of a person's for the same alias, and a study's that of the same study, or of
+        another whose aliases it all has. A study's and a person's for the same alias wait both.
+        """
         waiting: dict[str, JournalEntry] = {}
-        for entry in self.entries(model):
+        for entry in self.valid(self.entries(model)):
             if entry.kind == "requested":
-                for older in list(waiting.values()):
-                    if older.model == entry.model and set(older.after) & set(entry.after):
-                        waiting.pop(older.id)
+                waiting = {key: older for key, older in waiting.items() if not _replaces(entry, older)}
                 waiting[entry.id] = entry
             elif entry.kind == "rejected" or (entry.kind == "intended" and entry.request):
                 waiting.pop(entry.request or entry.id, None)
@@ -210,3 +237,28 @@ class AliasJournal:
 def moved(current: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
     """Of the wanted holders, those that differ from the current ones."""
     return {alias: version for alias, version in wanted.items() if current.get(alias, "") != version}
+
+
+def _carried_out(entries: Sequence[JournalEntry]) -> list[JournalEntry]:
+    ended = {entry.id: entry for entry in entries if entry.kind == "done"}
+    return [
+        entry.model_copy(update={"recovered": ended[entry.id].recovered})
+        for entry in entries
+        if entry.kind == "intended" and entry.id in ended
+    ]
+
+
+def _by_hand(entries: Sequence[JournalEntry]) -> frozenset[str]:
+    """Moves that a person chose: neither made by a study, nor asked for by one and let through by a person."""
+    asked = {entry.id: entry.action for entry in entries if entry.kind == "requested"}
+    moves = (entry for entry in entries if entry.kind == "intended")
+    return frozenset(entry.id for entry in moves if asked.get(entry.request, entry.action) != "follow")
+
+
+def _replaces(newer: JournalEntry, older: JournalEntry) -> bool:
+    """Whether a request takes an earlier one's place."""
+    if newer.model != older.model or (newer.action == "follow") != (older.action == "follow"):
+        return False
+    if newer.action == "follow":
+        return newer.study == older.study or set(older.after) <= set(newer.after)
+    return bool(set(older.after) & set(newer.after))

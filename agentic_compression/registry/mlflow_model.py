@@ -24,10 +24,11 @@ from agentic_compression.records import CheckpointRef
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-__all__ = ["DEFAULT_EXAMPLE", "LOCATION", "NEW_TOKENS", "checkpoint_of", "write_mlflow_model"]
+__all__ = ["DEFAULT_EXAMPLE", "LOCATION", "NEW_TOKENS", "checkpoint_of", "drop_unfinished", "write_mlflow_model"]
 
 DEFAULT_EXAMPLE = "Once upon a time"
 CHECKPOINT, LOCATION = "checkpoint", "location.json"
+_UNFINISHED = ".partial"
 NEW_TOKENS = 64
 LOADER = "agentic_compression.registry.pyfunc"
 _ENGINES = {"llama.cpp": ("xllamacpp", "transformers")}
@@ -35,7 +36,7 @@ _TRANSFORMERS = ("torch", "transformers", "safetensors")
 
 
 def write_mlflow_model(root: Path, name: str, checkpoint: CheckpointRef, example: str = DEFAULT_EXAMPLE) -> Path:
-    """Make the MLflow model of a checkpoint, unless it is there.
+    """Make the MLflow model of a checkpoint, unless it is there. The caller holds the journal's lock.
 
     Args:
         root: folder of all thin models.
@@ -51,7 +52,7 @@ def write_mlflow_model(root: Path, name: str, checkpoint: CheckpointRef, example
     if _stands(folder, stored):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=_UNFINISHED))
     try:
         unfinished.chmod(0o755)
         _link_files(stored, unfinished / CHECKPOINT)
@@ -67,6 +68,13 @@ def write_mlflow_model(root: Path, name: str, checkpoint: CheckpointRef, example
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def drop_unfinished(root: Path) -> None:
+    """Delete the folders that killed processes left: the caller holds the journal's lock, so nobody works in one."""
+    for folder in root.glob(f"*/.*{_UNFINISHED}"):
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def checkpoint_of(source: Path) -> Path:

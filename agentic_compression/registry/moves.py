@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from agentic_compression.errors import ConfigurationError, ModelError
 from agentic_compression.records import JournalEntry, PromotionAction
 from agentic_compression.registry.journal import AliasJournal, Change, moved, new_entry
-from agentic_compression.registry.versions import holders, list_versions
+from agentic_compression.registry.versions import born, holders, list_versions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,6 +22,7 @@ __all__ = [
     "recover",
     "reject",
     "request_move",
+    "require_approvable",
     "require_standing",
     "require_usable",
     "rollback",
@@ -76,14 +77,7 @@ def move_aliases(
         after = moved(current, wanted)
         if not after:
             return None
-        entry = new_entry(
-            kind="intended",
-            model=model,
-            before={alias: current.get(alias, "") for alias in after},
-            after=after,
-            **asdict(note),
-        )
-        journal.append(entry)
+        entry = journal.append(_entry(client, "intended", model, after, current, note))
         _carry_out(client, entry)
         journal.append(_done(entry))
         return entry
@@ -142,22 +136,49 @@ def request_move(
     wanted: Mapping[str, str],
     note: Note,
 ) -> JournalEntry | None:
-    """Write down a move that waits for an approval; None when nothing would move or the same is asked already."""
+    """Write down a move that waits for an approval.
+
+    A study's request is the whole of what its frontier asks for now: one that it made before is withdrawn when it asks
+    for nothing any more, and what a person has refused it does not ask again.
+
+    Returns:
+        The request; None when nothing would move, or the same is asked already.
+    """
     with journal.locked():
         recover(client, journal)
         current = holders(client, model)
-        after = moved(current, wanted)
+        after, follows = moved(current, wanted), note.action == "follow"
+        if follows:
+            refused = journal.refused(model)
+            after = {alias: to for alias, to in after.items() if (alias, current.get(alias, ""), to) not in refused}
         before = {alias: current.get(alias, "") for alias in after}
-        if not after:
-            return None
-        for waiting in journal.pending(model):
-            if waiting.after == after and waiting.before == before:
-                return None
-        return journal.append(new_entry(kind="requested", model=model, before=before, after=after, **asdict(note)))
+        alike = [item for item in journal.pending(model) if (item.action == "follow") == follows]
+        asked = [item for item in alike if item.after == after and item.before == before]
+        if after and not asked:
+            return journal.append(_entry(client, "requested", model, after, current, note))
+        for item in alike:
+            if follows and item.study == note.study and item not in asked:
+                _refuse(journal, item, f"{note.why} asks for it no more", study=note.study)
+        return None
 
 
 def approve(client: MlflowClient, journal: AliasJournal, request: str, *, why: str = "") -> JournalEntry:
     """Carry out a move that was asked for.
+
+    Raises:
+        ConfigurationError: when there is no such request, or an alias has moved since it was made.
+        ModelError: when a version or its checkpoint is not there any more.
+    """
+    with journal.locked():
+        entry = require_approvable(client, journal, request)
+        note = Note("approve", why or entry.why, entry.study, entry.forced, request=entry.id)
+        done = move_aliases(client, journal, entry.model, entry.after, note)
+        assert done is not None
+        return done
+
+
+def require_approvable(client: MlflowClient, journal: AliasJournal, request: str) -> JournalEntry:
+    """The request, if it could be carried out as things are.
 
     Raises:
         ConfigurationError: when there is no such request, or an alias has moved since it was made.
@@ -177,10 +198,7 @@ def approve(client: MlflowClient, journal: AliasJournal, request: str, *, why: s
             require_usable(client, entry.model, version)
             if not entry.forced:
                 require_standing(client, entry.model, version)
-        note = Note("approve", why or entry.why, entry.study, entry.forced, request=entry.id)
-        done = move_aliases(client, journal, entry.model, entry.after, note)
-        assert done is not None
-        return done
+        return entry
 
 
 def reject(journal: AliasJournal, request: str, *, why: str = "") -> JournalEntry:
@@ -190,11 +208,7 @@ def reject(journal: AliasJournal, request: str, *, why: str = "") -> JournalEntr
         ConfigurationError: when there is no such request.
     """
     with journal.locked():
-        entry = _request(journal, request)
-        values = {"before": entry.before, "after": entry.after, "why": why}
-        return journal.append(
-            new_entry(kind="rejected", model=entry.model, action=entry.action, request=entry.id, **values)
-        )
+        return _refuse(journal, _request(journal, request), why)
 
 
 def require_usable(client: MlflowClient, model: str, version: str) -> None:
@@ -263,5 +277,20 @@ def _carry_out(client: MlflowClient, entry: JournalEntry) -> None:
             client.set_registered_model_alias(entry.model, alias, version)
 
 
+def _entry(
+    client: MlflowClient, kind: str, model: str, after: Mapping[str, str], current: Mapping[str, str], note: Note
+) -> JournalEntry:
+    before = {alias: current.get(alias, "") for alias in after}
+    made = born(client, model) or 0
+    return new_entry(kind=kind, model=model, before=before, after=dict(after), born=made, **asdict(note))
+
+
+def _refuse(journal: AliasJournal, asked: JournalEntry, why: str, study: str = "") -> JournalEntry:
+    """Write down that a request is over; with the study, if it was that which took it back."""
+    values = asked.model_dump(include={"model", "action", "before", "after", "born"})
+    return journal.append(new_entry(kind="rejected", request=asked.id, why=why, study=study, **values))
+
+
 def _done(entry: JournalEntry, *, recovered: bool = False) -> JournalEntry:
-    return new_entry(id=entry.id, kind="done", model=entry.model, action=entry.action, recovered=recovered)
+    values = entry.model_dump(include={"id", "model", "action", "born"})
+    return new_entry(kind="done", recovered=recovered, **values)

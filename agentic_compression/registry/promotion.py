@@ -19,15 +19,17 @@ from agentic_compression.records import (
 from agentic_compression.registry.aliases import ranked
 from agentic_compression.registry.gate import judge
 from agentic_compression.registry.journal import AliasJournal
-from agentic_compression.registry.mlflow_model import DEFAULT_EXAMPLE
+from agentic_compression.registry.mlflow_model import DEFAULT_EXAMPLE, drop_unfinished
 from agentic_compression.registry.moves import Note, move_aliases, recover, request_move
 from agentic_compression.registry.versions import (
     EPISODE,
+    EXAMPLE,
     KEY,
     REASON,
     STATE,
     STUDY,
     RegisteredVersion,
+    born,
     ensure_model,
     holders,
     list_versions,
@@ -58,8 +60,8 @@ class Evidence(Protocol):
     def details(self, record: EpisodeRecord) -> dict[str, str]:
         """Tags of a new version: how it compares with its baseline, and where it was measured."""
 
-    def example(self, study: str) -> str:
-        """A prompt of the study's dataset; empty where there is none at hand."""
+    def example(self, study: str) -> tuple[str, str]:
+        """A prompt of the study's dataset; or the fixed one, and why. Never raises."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,11 @@ def promote_frontier(
     """
     by_episode = {record.episode: record for record in records}
     reasons = {**_gone(document, by_episode), **(withheld or {})}
+    if not document.solutions and born(desk.client, name) is None:
+        return document  # there is nothing to register, and nothing to take an alias from
     with desk.journal.locked():
         recover(desk.client, desk.journal)
+        drop_unfinished(desk.models)
         ensure_model(desk.client, name, document.study)
         members = _register(desk, name, document, by_episode, reasons)
         _settle_states(desk, name, document.study, members, reasons)
@@ -159,7 +164,7 @@ def _register(
     """Versions of the members by episode."""
     known = {(version.tags.get(KEY, ""), version.source): version for version in versions_of(desk.client, name)}
     tagged = {version.tags.get(KEY) for version in known.values() if "acf.code_version" in version.tags}
-    place = (desk.models, "")
+    example, fixed = "", ""
     members: dict[int, str] = {}
     for solution in document.solutions:
         record = by_episode[solution.episode]
@@ -167,11 +172,11 @@ def _register(
             continue
         details: dict[str, str] = {}
         if f"{record.study}/{record.episode}/{record.checkpoint.digest}" not in tagged:
-            details = desk.evidence.details(record)
-            place = (desk.models, place[1] or desk.evidence.example(record.study) or DEFAULT_EXAMPLE)
-        members[solution.episode] = register_member(
-            desk.client, name, solution, record, known, (place[0], place[1] or DEFAULT_EXAMPLE), details
-        )
+            if not example:
+                example, fixed = desk.evidence.example(record.study)
+            details = {**desk.evidence.details(record), **({EXAMPLE: fixed[:_TAG_LIMIT]} if fixed else {})}
+        place = (desk.models, example or DEFAULT_EXAMPLE)
+        members[solution.episode] = register_member(desk.client, name, solution, record, known, place, details)
     return members
 
 
@@ -257,9 +262,9 @@ def _note_refusals(desk: RegistryDesk, name: str, members: set[str], refusals: M
 
 
 def _move(desk: RegistryDesk, name: str, wanted: Mapping[str, str], study: str) -> None:
+    """Make the moves, or ask for them; where the policy wants an approval, taking an alias away needs one as well."""
     note = Note("follow", f"the frontier of {study}", study)
-    if desk.policy.require_approval:
-        asked = {alias: version for alias, version in wanted.items() if version}
-        request_move(desk.client, desk.journal, name, asked, note)
-    else:
+    if not desk.policy.require_approval:
         move_aliases(desk.client, desk.journal, name, wanted, note)
+        wanted = {}  # what it asked for under another policy is over
+    request_move(desk.client, desk.journal, name, wanted, note)

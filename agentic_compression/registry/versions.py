@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EPISODE",
+    "EXAMPLE",
     "KEY",
     "REASON",
     "STATE",
     "STUDY",
     "RegisteredVersion",
+    "born",
     "ensure_model",
     "forget_study",
     "holders",
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 KEY, STUDY, STATE, EPISODE, REASON = "acf.key", "acf.study", "acf.state", "acf.episode", "acf.withheld"
+EXAMPLE = "acf.example"
 _OBJECTIVES = ("accuracy", "latency_ms", "memory_gb", "model_size_gb", "co2_grams")
 
 
@@ -79,15 +82,17 @@ def registered_name(model: str, dataset: str) -> str:
 def list_versions(client: MlflowClient, name: str | None = None) -> list[RegisteredVersion]:
     """All versions this framework registered, newest last; of one model when ``name`` is given."""
     models = [model for model in _models(client) if name in {None, model.name}]
+    of: dict[str, list[ModelVersion]] = {model.name: [] for model in models}
+    for version in versions_of(client, name) if models else ():
+        if version.name in of and KEY in version.tags:
+            of[version.name].append(version)
     found = []
     for model in models:
         aliases: dict[str, list[str]] = {}
         for alias, number in (model.aliases or {}).items():
             aliases.setdefault(str(number), []).append(alias)
-        versions = sorted(versions_of(client, model.name), key=lambda version: int(version.version))
-        found += [
-            _listed(version, aliases.get(str(version.version), [])) for version in versions if KEY in version.tags
-        ]
+        versions = sorted(of[model.name], key=lambda version: int(version.version))
+        found += [_listed(version, aliases.get(str(version.version), [])) for version in versions]
     return found
 
 
@@ -137,13 +142,24 @@ def holders(client: MlflowClient, name: str) -> dict[str, str]:
     return {alias: str(version) for alias, version in aliases.items() if alias in ALIASES}
 
 
-def ensure_model(client: MlflowClient, name: str, study: str) -> None:
-    """Create the registered model unless it is there."""
+def born(client: MlflowClient, name: str) -> int | None:
+    """When a registered model was made, ms since 1970 UTC; None when there is none.
+
+    Names come back and version numbers with them; this tells a model from a former one.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
-        client.get_registered_model(name)
-    except MlflowException:
+        return int(client.get_registered_model(name).creation_timestamp or 0)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # such as a database that is locked: nobody knows then
+            raise
+        return None
+
+
+def ensure_model(client: MlflowClient, name: str, study: str) -> None:
+    """Create the registered model unless it is there."""
+    if born(client, name) is None:
         client.create_registered_model(name, tags={STUDY: study}, description="Pareto-optimal checkpoints")
 
 
@@ -212,12 +228,13 @@ def set_tags(client: MlflowClient, version: ModelVersion, tags: Mapping[str, str
             client.set_model_version_tag(version.name, str(version.version), key, value)
 
 
-def versions_of(client: MlflowClient, name: str) -> list[ModelVersion]:
-    """All versions of a model."""
+def versions_of(client: MlflowClient, name: str | None) -> list[ModelVersion]:
+    """All versions of a model; of every model when it is None."""
     found: list[ModelVersion] = []
     token: str | None = None
+    only = None if name is None else f"name = '{name}'"
     while True:
-        page = client.search_model_versions(f"name = '{name}'", max_results=200, page_token=token)
+        page = client.search_model_versions(only, max_results=200, page_token=token)
         found += page
         token = page.token
         if not token:

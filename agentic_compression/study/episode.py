@@ -279,7 +279,7 @@ def rebuild_frontier(config: StudyConfig, bench: Workbench, *, termination: str 
     checked = validate_results(config.name, records, bench)
     document = build_frontier(config.name, checked.ranked(records), config.constraints)
     document = document.model_copy(update={"excluded": checked.excluded})
-    if bench.registry is not None and document.solutions:
+    if bench.registry is not None:
         name = registered_name(short_name(config.model), short_name(config.dataset))
         document = promote_frontier(open_desk(bench, config), name, document, records, checked.withheld)
     bench.history.mark_frontier(config.name, frozenset(item.episode for item in document.solutions))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from agentic_compression.errors import AcfError, ConfigurationError
 from agentic_compression.records import (
     BASELINE,
     Contenders,
     GateVerdict,
+    JournalEntry,
     Promoted,
     PromotionPolicy,
     PromotionRequest,
+    Record,
     SmokeResult,
     StudyConfig,
     VersionEvidence,
@@ -29,29 +32,44 @@ from agentic_compression.registry import (
     policy_file,
     read_policy,
     recover,
+    registered_name,
     request_move,
     require_usable,
     rollback,
 )
 from agentic_compression.registry.gate import judge
-from agentic_compression.registry.moves import require_standing
+from agentic_compression.registry.moves import approve as carry_out
+from agentic_compression.registry.moves import require_approvable, require_standing
 from agentic_compression.registry.smoke import SmokeRequest
+from agentic_compression.study.naming import short_name
 from agentic_compression.study.version_evidence import StudyEvidence
 from agentic_compression.study.workbench import Workbench
 
 __all__ = [
+    "Approved",
+    "approve",
     "contenders_of",
     "measure_contenders",
+    "model_of",
     "open_desk",
     "promote",
+    "registry_facts",
     "require_promoted",
     "smoke_test",
+    "study_of",
     "verdict_on",
     "verdict_on_measured",
 ]
 
 SMOKE = "agentic_compression.registry.smoke:smoke"
 _SMOKE_TIMEOUT_S = 600.0
+
+
+class Approved(Record):
+    """What became of an approval."""
+
+    entry: JournalEntry
+    smokes: tuple[SmokeResult, ...]
 
 
 def open_desk(
@@ -69,13 +87,37 @@ def open_desk(
     root = bench.settings.root
     desk = RegistryDesk(
         client=bench.registry,
-        journal=journal_of(bench.settings),
+        journal=journal_of(bench.settings, bench.registry),
         policy=policy or read_policy(policy_file(root)),
         models=bench.settings.artifacts / "models",
         evidence=StudyEvidence(bench, config),
     )
     recover(desk.client, desk.journal)
     return desk
+
+
+def model_of(config: StudyConfig) -> str:
+    """The registered model that a study's frontier goes to."""
+    return registered_name(short_name(config.model), short_name(config.dataset))
+
+
+def study_of(request: PromotionRequest, bench: Workbench) -> str:
+    """The study that made the version.
+
+    Raises:
+        ModelError: when there is no such version.
+    """
+    return parse_version(open_desk(bench).client, f"{request.model}/{request.version}").study
+
+
+def registry_facts(model: str, bench: Workbench) -> dict[str, Any]:
+    """What the registry holds under a name, for other books: strategies, states and aliases by version number."""
+    versions = list_versions(bench.registry, model) if bench.registry is not None else []
+    return {
+        "mlflow_model": model,
+        "versions": {item.version: f"{item.strategy} ({item.state})" for item in versions},
+        "aliases": {alias: item.version for item in versions for alias in item.aliases},
+    }
 
 
 def contenders_of(desk: RegistryDesk, request: PromotionRequest) -> tuple[RegisteredVersion, RegisteredVersion | None]:
@@ -180,19 +222,44 @@ def smoke_test(desk: RegistryDesk, promoted: Promoted, bench: Workbench) -> Prom
         return promoted
     if promoted.status == "unchanged" and holders(desk.client, verdict.model).get(verdict.alias) != verdict.version:
         return promoted  # the same request waits for approval already
-    uri = f"models:/{verdict.model}/{verdict.version}"  # the alias may have moved on meanwhile
-    request = SmokeRequest(uri=uri, registry=bench.settings.mlflow_uri)
-    done = bench.supervisor.run(SMOKE, request, timeout_s=_SMOKE_TIMEOUT_S)
-    if done.result is not None:
-        smoke = SmokeResult.model_validate(done.result)
-    else:
-        smoke = SmokeResult(uri=uri, prompt="", passed=False, error=f"{done.status}: {done.error}")
+    smoke = _smoke(verdict.model, verdict.version, bench)
     if smoke.passed or promoted.status == "unchanged":
         return promoted.model_copy(update={"smoke": smoke})
     why = f"the smoke test of {verdict.model}/{verdict.version} failed: {smoke.error}"
     undoing = promoted.entry.id if promoted.entry else None
     entry = rollback(desk.client, desk.journal, verdict.model, alias=verdict.alias, why=why, undoing=undoing)
     return promoted.model_copy(update={"status": "rolled back", "entry": entry, "smoke": smoke})
+
+
+def approve(desk: RegistryDesk, request: str, bench: Workbench, *, why: str = "") -> Approved:
+    """Carry out a move that was asked for, if every version that it moves to answers as its checkpoint does.
+
+    They are tried before the move: what fails is never under the alias, and the request goes on waiting.
+
+    Raises:
+        ConfigurationError: when there is no such request, or an alias has moved since it was made.
+        ModelError: when a version or its checkpoint is not there any more.
+        AcfError: when a version fails its smoke test.
+    """
+    asked = require_approvable(desk.client, desk.journal, request)
+    smokes = tuple(_smoke(asked.model, version, bench) for version in sorted({*asked.after.values()} - {""}, key=int))
+    for smoke in smokes:
+        if not smoke.passed:
+            raise AcfError(
+                f"{smoke.uri} failed its smoke test: {smoke.error}; no alias moved and the request goes on waiting, "
+                f"refuse it: acf registry approve {request} --reject"
+            )
+    return Approved(entry=carry_out(desk.client, desk.journal, request, why=why), smokes=smokes)
+
+
+def _smoke(model: str, version: str, bench: Workbench) -> SmokeResult:
+    """Ask a version, by its number: an alias may have moved on meanwhile."""
+    uri = f"models:/{model}/{version}"
+    request = SmokeRequest(uri=uri, registry=bench.settings.mlflow_uri)
+    done = bench.supervisor.run(SMOKE, request, timeout_s=_SMOKE_TIMEOUT_S)
+    if done.result is None:
+        return SmokeResult(uri=uri, prompt="", passed=False, error=f"{done.status}: {done.error}")
+    return SmokeResult.model_validate(done.result)
 
 
 def _measured(

@@ -39,7 +39,7 @@ def _remove(study: str, bench: Workbench) -> Removed:
     records = bench.history.records(study) if bench.history.exists(study) else []
     versions = 0
     if bench.registry is not None:
-        journal = journal_of(bench.settings)
+        journal = journal_of(bench.settings, bench.registry)
         with journal.locked():  # no alias is set on a version while it is deleted
             recover(bench.registry, journal)
             versions = forget_study(bench.registry, study)

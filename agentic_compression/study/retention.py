@@ -11,7 +11,7 @@ from uuid import uuid4
 from agentic_compression.errors import AcfError
 from agentic_compression.records import EpisodeRecord, FrontierDocument
 from agentic_compression.registry import journal_of, list_versions
-from agentic_compression.registry.mlflow_model import LOCATION, checkpoint_of
+from agentic_compression.registry.mlflow_model import LOCATION, checkpoint_of, drop_unfinished
 from agentic_compression.study.workbench import Workbench
 
 __all__ = ["drop_dominated"]
@@ -54,7 +54,9 @@ def _delete(bench: Workbench, document: FrontierDocument, records: Sequence[Epis
         _remove(folder, root)
         deleted.append(folder)
     deleted += _delete_orphans(bench, root, kept)
-    _drop_dangling(bench.settings.artifacts / "models", root)
+    models = bench.settings.artifacts / "models"
+    drop_unfinished(models)
+    _drop_dangling(models, root)
     return tuple(deleted)
 
 
@@ -62,7 +64,7 @@ def _delete_orphans(bench: Workbench, root: Path, kept: set[Path]) -> Iterable[P
     """Versions of removed studies that nothing points at any more, and their checkpoints."""
     if bench.registry is None:
         return
-    needed = journal_of(bench.settings).needed()
+    needed = journal_of(bench.settings, bench.registry).needed()
     for version in list_versions(bench.registry):
         if version.state != "removed" or version.aliases or version.version in needed.get(version.model, ()):
             continue
@@ -95,7 +97,7 @@ def _served_digests(bench: Workbench) -> set[str]:
     """Of what aliases, unfinished moves and open requests name, whatever became of the versions' own folders."""
     if bench.registry is None:
         return set()
-    needed = journal_of(bench.settings).needed()
+    needed = journal_of(bench.settings, bench.registry).needed()
     versions = list_versions(bench.registry)
     named = (item for item in versions if item.aliases or item.version in needed.get(item.model, ()))
     return {item.tags.get("acf.digest", "") for item in named} - {""}
@@ -112,7 +114,7 @@ def _pointed_at(bench: Workbench, document: FrontierDocument) -> Iterable[Path]:
             if solution.get("checkpoint"):
                 yield Path(solution["checkpoint"]).resolve()
     if bench.registry is not None:
-        needed = journal_of(bench.settings).needed()
+        needed = journal_of(bench.settings, bench.registry).needed()
         for version in list_versions(bench.registry):
             if version.aliases or version.version in needed.get(version.model, ()):
                 yield Path(version.source).resolve()

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from agentic_compression import __version__
-from agentic_compression.errors import AcfError
+from agentic_compression.errors import AcfError, DatasetError
 from agentic_compression.evaluation.comparison import compare_evaluations
 from agentic_compression.frontier.comparable import compared_versions, differences
 from agentic_compression.frontier.reported import displayed
@@ -24,11 +24,13 @@ from agentic_compression.records import (
     content_digest,
 )
 from agentic_compression.registry import RegisteredVersion
+from agentic_compression.registry.mlflow_model import DEFAULT_EXAMPLE
 from agentic_compression.study.workbench import Workbench, study_folder
 
 __all__ = ["StudyEvidence", "on_report_items", "study_config"]
 
 _EXAMPLE_WORDS = 12
+_EXAMPLE_CHARACTERS = 400
 
 
 class StudyEvidence:
@@ -93,18 +95,13 @@ class StudyEvidence:
         )  # fmt: skip
         return tags | _deltas(compared) if isinstance(compared, Comparison) else tags
 
-    def example(self, study: str) -> str:
-        """The first question, or the first words, of the study's dataset."""
-        dataset = self._dataset(study)
-        for task in dataset.tasks if dataset else ():
-            if task.kind == "benchmark":
-                continue
-            with Path(task.path).open(encoding="utf-8") as lines:
-                item = json.loads(next(lines))
-            if task.kind == "text":
-                return " ".join(str(item["text"]).split()[:_EXAMPLE_WORDS])
-            return str(item["question"])
-        return ""
+    def example(self, study: str) -> tuple[str, str]:
+        """The beginning of the study's first question or text; or the fixed prompt, and why."""
+        try:
+            return self._example(study), ""
+        except Exception as error:  # a dataset file may hold anything, and no version may be missing for its example
+            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            return DEFAULT_EXAMPLE, f"a fixed prompt, the dataset gave none: {reason}"
 
     def config(self, study: str) -> StudyConfig | None:
         """The study's configuration; None when its folder is gone."""
@@ -118,6 +115,23 @@ class StudyEvidence:
             history = self._bench.history
             self._records[study] = history.records(study) if history.exists(study) else []
         return self._records[study]
+
+    def _example(self, study: str) -> str:
+        dataset = self._dataset(study)
+        if dataset is None:
+            raise DatasetError("the dataset is not there any more")
+        task = next((task for task in dataset.tasks if task.kind != "benchmark"), None)
+        if task is None:
+            raise DatasetError("its tasks are benchmarks, which word their questions themselves")
+        with Path(task.path).open(encoding="utf-8") as lines:
+            item = json.loads(next(lines, "") or "null")
+        if not isinstance(item, dict):
+            raise DatasetError(f"{task.path}:1 must be an object, got {str(item)[:40]!r}")
+        text = item["text" if task.kind == "text" else "question"]
+        if not isinstance(text, str) or not text.strip():
+            raise DatasetError(f"{task.path}:1 must hold a text, got {str(text)[:40]!r}")
+        text.encode("utf-8")  # half a surrogate pair is JSON, and no file can hold it
+        return " ".join(text.split()[:_EXAMPLE_WORDS]) if task.kind == "text" else text[:_EXAMPLE_CHARACTERS]
 
     def _of_version(self, version: RegisteredVersion) -> VersionEvidence:
         config = self.config(version.study)

@@ -43,6 +43,41 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+_LINKED = """
+import json
+from zenml.client import Client
+client = Client()
+(model,) = client.list_models()
+(version,) = client.list_model_versions(model=model.id, hydrate=True)
+links = client.list_model_version_artifact_links(model_version_id=version.id, hydrate=True, size=100)
+print(json.dumps({
+    "model": model.name,
+    "version": version.name,
+    "artifacts": sorted(link.artifact_version.artifact.name for link in links),
+    "metadata": dict(version.run_metadata),
+}))
+"""
+
+
+def test_the_study_and_what_mlflow_holds_are_in_zenmls_control_plane(studied: Path) -> None:
+    """First of all: moves without a pipeline are in MLflow and the journal alone."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ZENML_", "MLFLOW_", "ACF_"))}
+    state = {"ZENML_CONFIG_PATH": str(studied / ".zenml"), "ZENML_ANALYTICS_OPT_IN": "false"}
+    script = subprocess.run(
+        [sys.executable, "-c", _LINKED], env={**kept, **state}, cwd=studied, capture_output=True, text=True, check=True
+    )
+    found = json.loads(script.stdout.strip().splitlines()[-1])
+    assert (found["model"], found["version"]) == (MODEL, "demo-demo-seed5")
+    episodes = 3
+    for name in ("plan", "checkpoint", "evaluation", "pareto_frontier"):
+        assert found["artifacts"].count(name) >= episodes
+    versions = _versions(studied)
+    assert found["metadata"]["mlflow_model"] == MODEL
+    assert found["metadata"]["versions"].keys() == {item["version"] for item in versions}
+    held = {alias: item["version"] for item in versions for alias in item["aliases"]}
+    assert found["metadata"]["aliases"] == held
+
+
 def test_the_pipeline_measures_both_promotes_and_tries_what_is_served(studied: Path) -> None:
     champion = _holder(studied, "champion")
     other = next(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,5 +15,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def studio(home: Path, mlflow_store: tuple[MlflowClient, Path]) -> Studio:
-    return Studio(mlflow_store[0], home)
+def studio(home: Path, mlflow_store: tuple[MlflowClient, Path]) -> Iterator[Studio]:
+    client = mlflow_store[0]
+    before = {model.name for model in client.search_registered_models()}
+    yield Studio(client, home)
+    for name in {model.name for model in client.search_registered_models()} - before:
+        client.delete_registered_model(name)  # every later listing would have it

@@ -8,19 +8,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from agentic_compression.execution import TaskOutcome
+from agentic_compression.progress import Progress
 from agentic_compression.records import (
     BenchmarkScore,
     EpisodeRecord,
     Evaluation,
     FrontierDocument,
+    Promoted,
     PromotionPolicy,
+    PromotionRequest,
+    SmokeResult,
     Solution,
     StudyConfig,
 )
 from agentic_compression.registry import RegistryDesk, promote_frontier
 from agentic_compression.settings import get_settings
 from agentic_compression.study import Workbench
-from agentic_compression.study.promotion import open_desk
+from agentic_compression.study.promotion import open_desk, promote, verdict_on
 from agentic_compression.study.version_evidence import StudyEvidence
 from agentic_compression.testing.memory_history import MemoryHistory
 from agentic_compression.testing.records import make_estimate, make_evaluation, make_plan, make_record
@@ -56,6 +61,23 @@ def measured(
     return evaluation.model_copy(update={"benchmarks": (answered(accuracy, items, prefix),)})
 
 
+class SmokingSupervisor(ScriptedSupervisor):
+    """Answers smoke tests: those of the versions in ``broken`` fail."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: "failed")
+        self.broken: set[str] = set()
+        self.asked: list[str] = []
+
+    def run(self, entry: str, request: Any, *, timeout_s: float, progress: Progress | None = None) -> TaskOutcome:
+        assert entry.endswith(":smoke")
+        self.asked.append(request.uri)
+        if request.uri.rpartition("/")[2] in self.broken:
+            return TaskOutcome(status="failed", error="scripted", wall_seconds=1.0)
+        smoke = SmokeResult(uri=request.uri, prompt="p", answer="a", expected="a", passed=True)
+        return TaskOutcome(status="succeeded", result=smoke.model_dump(mode="json"), wall_seconds=1.0)
+
+
 @dataclass
 class Studio:
     """Studies with made-up records, and the registered model that they share."""
@@ -67,8 +89,8 @@ class Studio:
 
     def __post_init__(self) -> None:
         self.history = MemoryHistory()
-        supervisor: Any = ScriptedSupervisor(lambda _: "failed")
-        self.bench = Workbench(get_settings(), self.history, supervisor, registry=self.client)
+        self.supervisor = SmokingSupervisor()
+        self.bench = Workbench(get_settings(), self.history, self.supervisor, registry=self.client)
 
     @property
     def desk(self) -> RegistryDesk:
@@ -105,6 +127,12 @@ class Studio:
     def aliases(self) -> dict[str, str]:
         found = self.client.get_registered_model(self.name).aliases
         return {alias: str(version) for alias, version in found.items()}
+
+    def ask(self, version: str, alias: str, **options: Any) -> Promoted:
+        """Promote as a person does from the command line."""
+        desk = self.desk
+        request = PromotionRequest(model=self.name, version=version, alias=alias, policy=self.policy, **options)
+        return promote(desk, request, verdict_on(desk, request))
 
 
 def frontier(study: str, records: list[EpisodeRecord], knee: int = 1) -> FrontierDocument:

@@ -12,6 +12,7 @@ from agentic_compression import study as domain
 from agentic_compression import tracking
 from agentic_compression.cli.main import app
 from agentic_compression.errors import AcfError
+from agentic_compression.records import PromotionPolicy
 from agentic_compression.registry import AliasJournal
 from agentic_compression.registry.journal import new_entry
 from tests.unit.registry.desks import Studio
@@ -99,6 +100,66 @@ def test_a_request_is_listed_and_approved(shown: Studio) -> None:
     assert "champion 2 → 3" in _acf("approve", waiting["id"]).output
     assert shown.aliases()["champion"] == "3"
     assert "nothing waits" in _acf("approve").output
+
+
+def test_list_says_who_was_refused_and_what_a_study_wants_taken_away(shown: Studio) -> None:
+    shown.name = f"{shown.name}-again"
+    study = shown.records(next(iter(shown.history._records)))[0].study
+    shown.promote(study, (0, 1, 2))
+    shown.promote(study, (0, 1, 2, 3))
+
+    def told(*arguments: str) -> str:
+        return str(_acf(*arguments).output.replace("\n", " "))
+
+    assert f"{shown.name}/4 was refused as " in told("list", shown.name)
+    assert ", not passed: accuracy not worse: -0.2300 against version 3" in told("list", shown.name)
+    shown.policy = PromotionPolicy(require_approval=True)
+    shown.promote(study, (0, 1))
+    assert f"{shown.name}/3 is superseded and holds fastest, smallest, greenest" in told("list", shown.name)
+    (entry,) = shown.desk.journal.pending(shown.name)
+    assert "smallest 3 → 2" in told("list", shown.name)
+    assert f"(the frontier of {study}; asked by study {study} of {entry.who}" in told("list", shown.name)
+    shown.promote(study, (0, 1), withheld={0: "not trusted", 1: "not trusted"})
+    assert "champion 2 → none (taken away, version 2 is withheld)" in told("approve")
+    shown.client.set_registered_model_alias(shown.name, "champion", "1")
+    assert "champion 2 → none (out of date: at 1 now)" in told("approve")
+
+
+def test_approve_tries_the_version_and_the_history_keeps_apart_who_asked(shown: Studio) -> None:
+    shown.policy = PromotionPolicy(require_approval=True)
+    study = shown.records(next(iter(shown.history._records)))[0].study
+    shown.promote(study, (0, 1))
+    (entry,) = shown.desk.journal.pending(shown.name)
+    shown.supervisor.broken = {"2"}
+    refused = _acf("approve", entry.id)
+    assert isinstance(refused.exception, AcfError)
+    assert f"acf registry approve {entry.id} --reject" in str(refused.exception)
+    assert "asked (waits)" in _acf("history").output
+    shown.supervisor.broken = set()
+    assert f"smoke test of models:/{shown.name}/2: 'p' → 'a'" in _acf("approve", entry.id).output
+    told = " ".join(_acf("history").output.replace("│", " ").split())
+    assert "approved what study" in told
+
+
+def test_show_and_diff_tell_numbers_with_their_units(shown: Studio) -> None:
+    rows = {
+        name.strip(): value.strip()
+        for _, name, value, _ in (
+            line.split("│") for line in _acf("show", f"{shown.name}/3").output.splitlines() if line.count("│") == 3
+        )
+    }
+    assert rows["size, MB"] == "5.00"
+    assert rows["latency, ms"].startswith("8.0 [")
+    assert rows["accuracy"].startswith("0.930")
+    assert rows["accuracy beside the baseline"].startswith("-0.02 [")
+    assert rows["state"] == "frontier"
+    assert "checkpoint" in _acf("diff", f"{shown.name}/2", f"{shown.name}/4").output
+
+
+def test_history_marks_what_was_said_of_a_model_deleted_since(shown: Studio) -> None:
+    assert "deleted" not in _acf("history").output
+    shown.client.delete_registered_model(shown.name)
+    assert "deleted" in _acf("history").output
 
 
 def test_any_command_completes_a_move_that_was_cut_short(shown: Studio) -> None:

@@ -267,14 +267,16 @@ def test_a_process_killed_at_any_write_leaves_the_old_aliases_or_the_new(promote
 
 def test_a_study_killed_at_any_write_ends_as_if_it_had_not_been(studio: Studio, tmp_path: Path) -> None:
     at, killed, ends = 0, True, set()
+    points = {episode: POINTS[episode] for episode in (0, 1, 2)}
     while killed:
         at += 1
         studio.name = f"{studio.name.partition('--')[0]}--{at}"
-        study = studio.study(POINTS)
-        killed = _killed_child(studio, lambda study=study: studio.promote(study, (0, 1, 2, 3)), at, "after")
-        studio.promote(study, (0, 1, 2, 3))
+        study = studio.study(points)
+        killed = _killed_child(studio, lambda study=study: studio.promote(study, (0, 1, 2)), at, "after")
+        studio.promote(study, (0, 1, 2))
         ends.add(frozenset(studio.aliases().items()))
         versions = studio.client.search_model_versions(f"name = '{studio.name}'")
-        assert len(versions) == len(POINTS)
+        assert len(versions) == len(points)
+        studio.client.delete_registered_model(studio.name)  # the next one's listings are shorter
     assert at > 12
     assert len(ends) == 1
