@@ -117,6 +117,17 @@ class Settings(BaseSettings):
         validation_alias="ACF_SERVE_REQUESTS_PER_MINUTE",
         description="of one key, or one address without keys; 0 for no limit",
     )
+    serve_failures_per_minute: int = Field(
+        default=30,
+        ge=0,
+        validation_alias="ACF_SERVE_FAILURES_PER_MINUTE",
+        description="requests of one address with a wrong key or none; 0 for no limit",
+    )
+    serve_trusted_proxies: str = Field(
+        default="",
+        validation_alias="ACF_SERVE_TRUSTED_PROXIES",
+        description="addresses and networks of proxies whose X-Forwarded-For is believed, separated by commas",
+    )
     serve_max_body_bytes: int = Field(
         default=1_000_000, ge=1_000, validation_alias="ACF_SERVE_MAX_BODY_BYTES", description="of one request"
     )
@@ -133,7 +144,8 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         validation_alias="ACF_SERVE_CACHE_TOKENS",
-        description="of prompts and answers held for all slots of a model; from its context length when 0",
+        description="of a model's cache: requests at once times the longest, rounded up to 256; may lie below its "
+        "context length, which sets it when 0",
     )
     serve_max_models: int = Field(
         default=4, ge=1, validation_alias="ACF_SERVE_MAX_MODELS", description="loaded at once"

@@ -46,12 +46,14 @@ def serve(
     from agentic_compression.serving.engine import EngineOptions
     from agentic_compression.serving.metrics import Metrics
     from agentic_compression.serving.pool import ModelPool, PoolOptions
+    from agentic_compression.serving.security import read_proxies
     from agentic_compression.serving.server import run_server
     from agentic_compression.serving.sources import read_sources
     from agentic_compression.serving.summary import describe_server, list_risks
     from agentic_compression.settings import get_settings
 
     settings = get_settings()
+    proxies = read_proxies(settings.serve_trusted_proxies)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     references = [str(model_path()) if model == "demo" else model for model in models]
     names = list(name or [])
@@ -81,7 +83,7 @@ def serve(
         typer.echo(line)
     for risk in list_risks(host, settings):
         typer.secho(f"risk      {risk}", fg=typer.colors.YELLOW)
-    run_server(app, host, port, settings.serve_drain_s)
+    run_server(app, host, port, settings.serve_drain_s, proxies)
 
 
 def _open_registry() -> MlflowClient:

@@ -42,7 +42,7 @@ class Answer:
         kind: chat or plain completion.
         model: the served name.
         fingerprint: which version answered.
-        prompt_tokens: counted once for all choices.
+        prompt_tokens: of every prompt, counted once whatever n.
         truncated: whether the prompt was cut.
         wants_logprobs: whether they were asked for.
         with_usage: every streamed piece has a ``usage`` field, null until the last.

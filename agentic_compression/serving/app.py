@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -20,22 +21,31 @@ from agentic_compression import __version__
 from agentic_compression.errors import AcfError
 from agentic_compression.serving.answers import embedding_answer, model_card
 from agentic_compression.serving.engine import Embedded
-from agentic_compression.serving.errors import ErrorEnvelope, RequestError, as_request_error, error_response
+from agentic_compression.serving.errors import RequestError, as_request_error, error_response
 from agentic_compression.serving.follow import look_after
 from agentic_compression.serving.gate import Gate
 from agentic_compression.serving.generation import answer_generation, version_headers
 from agentic_compression.serving.memory_watch import MemoryWatch
 from agentic_compression.serving.metrics import Metrics
 from agentic_compression.serving.pool import Loaded, ModelPool
+from agentic_compression.serving.schemas import (
+    ERRORS,
+    ChatCompletion,
+    DetailedHealth,
+    Embeddings,
+    Health,
+    MemoryReport,
+    ModelCard,
+    ModelList,
+    TextCompletion,
+    answered_with,
+)
 from agentic_compression.serving.security import ApiKeys, RateLimit, read_origins
 from agentic_compression.serving.streams import while_connected
 from agentic_compression.serving.wire import ChatRequest, CompletionRequest, EmbeddingRequest
 from agentic_compression.settings import Settings
 
 __all__ = ["create_app"]
-
-_STATUSES = (400, 401, 404, 405, 408, 413, 422, 429, 500, 503)
-_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorEnvelope} for status in _STATUSES}
 
 
 def create_app(pool: ModelPool, metrics: Metrics, settings: Settings) -> FastAPI:
@@ -59,9 +69,24 @@ def create_app(pool: ModelPool, metrics: Metrics, settings: Settings) -> FastAPI
             await asyncio.gather(*tasks, return_exceptions=True)
             await pool.close()
 
-    app = FastAPI(title="acf serve", version=__version__, lifespan=life, redoc_url=None, responses=_ERRORS)
-    rate = RateLimit(settings.serve_requests_per_minute)
-    app.add_middleware(Gate, keys=keys, rate=rate, metrics=metrics, max_body_bytes=settings.serve_max_body_bytes)
+    # The gate checks keys; this only tells readers of the OpenAPI document that it does.
+    documented = [Security(HTTPBearer(auto_error=False, description="a key of this server"))] if len(keys) else []
+    app = FastAPI(
+        title="acf serve",
+        version=__version__,
+        lifespan=life,
+        redoc_url=None,
+        responses=ERRORS,
+        dependencies=documented,
+    )
+    app.add_middleware(
+        Gate,
+        keys=keys,
+        rate=RateLimit(settings.serve_requests_per_minute),
+        failures=RateLimit(settings.serve_failures_per_minute),
+        metrics=metrics,
+        max_body_bytes=settings.serve_max_body_bytes,
+    )
     origins, credentials = read_origins(settings.serve_cors_origins)
     if origins:
         app.add_middleware(
@@ -69,9 +94,7 @@ def create_app(pool: ModelPool, metrics: Metrics, settings: Settings) -> FastAPI
             allow_origins=origins,
             allow_credentials=credentials,
             allow_methods=["GET", "POST"],
-            allow_headers=[
-                "*"
-            ],  # clients send headers of their own, such as X-Stainless-Lang; origins are what is limited
+            allow_headers=["*"],  # clients send their own, such as X-Stainless-Lang; origins are what is limited
             expose_headers=["X-Request-ID", "X-ACF-Version", "X-ACF-Fallback", "X-ACF-Truncated", "Retry-After"],
         )
     _add_error_handlers(app)
@@ -110,29 +133,29 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _add_inference(app: FastAPI, pool: ModelPool, metrics: Metrics) -> None:
-    @app.get("/v1/models")
+    @app.get("/v1/models", response_model=None, responses=answered_with(ModelList))
     async def list_models() -> dict[str, Any]:
         """The served models."""
         cards = [model_card(item.name, item.created) for item in pool.models.values()]
         return {"object": "list", "data": cards}
 
-    @app.get("/v1/models/{model:path}")
+    @app.get("/v1/models/{model:path}", response_model=None, responses=answered_with(ModelCard))
     async def show_model(model: str) -> dict[str, Any]:
         """One served model."""
         item = pool.find(model)
         return model_card(item.name, item.created)
 
-    @app.post("/v1/chat/completions", response_model=None)
+    @app.post("/v1/chat/completions", response_model=None, responses=answered_with(ChatCompletion, streamed=True))
     async def chat(request: Request, body: ChatRequest) -> Response:
         """Answer a chat."""
         return await answer_generation(request, body, pool, metrics)
 
-    @app.post("/v1/completions", response_model=None)
+    @app.post("/v1/completions", response_model=None, responses=answered_with(TextCompletion, streamed=True))
     async def complete(request: Request, body: CompletionRequest) -> Response:
         """Continue a text."""
         return await answer_generation(request, body, pool, metrics)
 
-    @app.post("/v1/embeddings", response_model=None)
+    @app.post("/v1/embeddings", response_model=None, responses=answered_with(Embeddings))
     async def embed(request: Request, body: EmbeddingRequest) -> Response:
         """Vectors of texts: the mean of the last hidden states, of length 1."""
         body.refuse_unsupported()
@@ -159,12 +182,12 @@ def _as_floats(vector: bytes) -> list[float]:
 def _add_operation(app: FastAPI, pool: ModelPool, metrics: Metrics, watch: MemoryWatch) -> None:
     started = time.time()
 
-    @app.get("/health")
+    @app.get("/health", response_model=None, responses=answered_with(Health))
     async def health() -> dict[str, str]:
         """Whether the server answers; needs no key."""
         return {"status": "ok"}
 
-    @app.get("/health/detailed")
+    @app.get("/health/detailed", response_model=None, responses=answered_with(DetailedHealth))
     async def detailed() -> dict[str, Any]:
         """Every model with its state."""
         models = {name: _state(pool, name) for name in pool.models}
@@ -176,12 +199,16 @@ def _add_operation(app: FastAPI, pool: ModelPool, metrics: Metrics, watch: Memor
             "models": models,
         }
 
-    @app.get("/health/memory")
+    @app.get("/health/memory", response_model=None, responses=answered_with(MemoryReport))
     async def memory() -> dict[str, Any]:
         """Memory of the server and its engines, and whether it looks like a leak."""
         return await asyncio.to_thread(watch.report)
 
-    @app.get("/metrics", response_class=Response)
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
     async def read_metrics() -> Response:
         """Metrics for Prometheus."""
         running: dict[str, list[int]] = {name: [0, 0] for name in pool.models}
@@ -200,6 +227,7 @@ def _state(pool: ModelPool, name: str) -> dict[str, Any]:
         "reference": served.source.reference,
         "state": "loading" if served.loading else "loaded" if served.loaded else "unloaded",
         "problem": served.problem,
+        "retry_in_s": served.backoff.wait_s,
     }
     if (loaded := served.loaded) is not None:
         state |= {

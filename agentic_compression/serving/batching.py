@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agentic_compression.errors import AcfError
 from agentic_compression.runtimes.interface import GenerationOptions
 from agentic_compression.runtimes.sampling import TextStream, pick_token
+from agentic_compression.serving.grammar import Grammar, GrammarError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Job", "Portion", "Scheduler", "SlotModel", "log_probabilities"]
 
 _PROMPT_TOKENS_A_STEP = 512
+_MASK_WAIT_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,13 @@ class SlotModel(Protocol):
 
     slots: int
     cells: int
-    """Tokens that all slots hold together, at most."""
+    """Tokens for which memory is taken, at most."""
     batched: bool
     """Whether the slots share a forward pass."""
+
+    def cost(self, tokens: Sequence[int]) -> int:
+        """Tokens for which memory is taken when sequences of these lengths are held together."""
+        ...
 
     def run(self, portions: Sequence[Portion]) -> NDArray[np.float32]:
         """Run every portion on top of its slot; logits of the wanted ones in their order, ``(wanted, vocabulary)``."""
@@ -55,7 +61,12 @@ class SlotModel(Protocol):
 
 @dataclass
 class Job:
-    """A request on its way through the scheduler; ``ids`` is the prompt."""
+    """A request on its way through the scheduler; ``ids`` is the prompt.
+
+    Attributes:
+        grammar: what its answer must keep to.
+        held: logits that wait for the grammar's mask; the job is left out of steps meanwhile.
+    """
 
     key: int
     ids: Sequence[int]
@@ -69,12 +80,18 @@ class Job:
     last: int = -1
     cancelled: bool = False
     generator: Any = field(default=None)
+    grammar: Grammar | None = None
+    held: NDArray[np.float32] | None = None
 
     @property
     def cells(self) -> int:
         """Tokens that the request may come to hold."""
         return len(self.ids) + self.options.new_tokens
 
+
+Task = Generator[None, None, None]
+"""Work in pieces, each about as long as a step. It tells its result itself and raises nothing."""
+_OVER = object()
 
 Emit = Callable[[list[dict[str, Any]], int, int], None]
 """Told after every step: the events of that step, how many requests run, how many wait."""
@@ -96,8 +113,8 @@ class Scheduler:
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._free = list(range(model.slots))[::-1]
-        self._cells = 0
-        self._calls: deque[Callable[[], None]] = deque()
+        self._tasks: deque[tuple[int, Task]] = deque()
+        self._dropped: set[int] = set()
         self._changed = threading.Condition()
         self._closed = False
 
@@ -109,7 +126,7 @@ class Scheduler:
     def has_room(self) -> bool:
         """Whether another job may be submitted: free slots count beside the queue. From any thread."""
         with self._changed:
-            return len(self._waiting) < self._queue + len(self._free)
+            return len(self._waiting) + len(self._tasks) < self._queue + len(self._free)
 
     def submit(self, job: Job) -> None:
         """Queue a job. From any thread."""
@@ -118,17 +135,18 @@ class Scheduler:
             self._changed.notify()
 
     def cancel(self, key: int) -> None:
-        """Drop a job before the next step; unknown ones are ignored. From any thread."""
+        """Drop a job or a task before the next step; unknown ones are ignored. From any thread."""
         with self._changed:
             for job in (*self._waiting, *self._running):
                 if job.key == key:
                     job.cancelled = True
+            self._dropped.update(task for task, _ in self._tasks if task == key)
             self._changed.notify()
 
-    def call(self, function: Callable[[], None]) -> None:
-        """Run a function in the stepping thread, between two steps. From any thread."""
+    def add(self, key: int, task: Task) -> None:
+        """Do other work in the stepping thread: one piece of it after every step. From any thread."""
         with self._changed:
-            self._calls.append(function)
+            self._tasks.append((key, task))
             self._changed.notify()
 
     def close(self) -> None:
@@ -141,13 +159,10 @@ class Scheduler:
         """Step until closed; sleeps while there is nothing to do."""
         while True:
             with self._changed:
-                while not (self._closed or self._waiting or self._running or self._calls):
+                while not (self._closed or self._waiting or self._running or self._tasks):
                     self._changed.wait()
                 if self._closed:
                     return
-                calls = [self._calls.popleft() for _ in range(len(self._calls))]
-            for function in calls:
-                function()
             self.step()
 
     def step(self) -> None:
@@ -158,14 +173,29 @@ class Scheduler:
         if jobs:
             try:
                 logits = self._model.run(portions)
-            except (AcfError, RuntimeError, MemoryError, ValueError, IndexError) as error:
+            except Exception as error:  # whatever a model raises fails the requests of this step, not the engine
                 events += [_failed(job, error) for job in jobs]
                 for job in jobs:
                     self._leave(job)
             else:
                 events += self._advance(jobs, portions, logits)
+        events += self._resume(wait=not jobs)
         if events or jobs:
             self._emit(events, len(self._running), len(self._waiting))
+        self._work()
+
+    def _work(self) -> None:
+        """One piece of the oldest task."""
+        with self._changed:
+            gone = [task for key, task in self._tasks if key in self._dropped]
+            self._tasks = deque(item for item in self._tasks if item[0] not in self._dropped)
+            self._dropped.clear()
+            current = self._tasks[0] if self._tasks else None
+        for task in gone:
+            task.close()
+        if current is not None and next(current[1], _OVER) is _OVER:
+            with self._changed:
+                self._tasks.remove(current)
 
     def _admit(self) -> None:
         with self._changed:
@@ -176,23 +206,25 @@ class Scheduler:
         for job in dropped:
             self._leave(job)
         with self._changed:
-            while self._waiting and self._free and self._cells + self._waiting[0].cells <= self._model.cells:
+            while self._waiting and self._free and self._fits(self._waiting[0]):
                 job = self._waiting.popleft()
                 job.slot = self._free.pop()
-                self._cells += job.cells
                 self._running.append(job)
         if changed and not self._running:
             self._emit([], 0, len(self._waiting))
+
+    def _fits(self, job: Job) -> bool:
+        return self._model.cost([item.cells for item in (*self._running, job)]) <= self._model.cells
 
     def _portions(self) -> tuple[list[Job], list[Portion]]:
         """A token of every job that answers, and so much of the prompts, oldest first, as one step may read."""
         jobs, portions, room = [], [], _PROMPT_TOKENS_A_STEP
         for job in self._running:
-            if job.answered:
+            if job.answered and job.held is None:
                 jobs.append(job)
                 portions.append(Portion(job.slot, (job.last,), job.done, True))
         for job in self._running:
-            if not job.answered and room > 0:
+            if not job.answered and job.held is None and room > 0:
                 part = job.ids[job.done : job.done + room]
                 room -= len(part)
                 jobs.append(job)
@@ -205,15 +237,33 @@ class Scheduler:
             job.done += len(portion.tokens)
             if not portion.wanted:
                 continue
-            try:
-                event = self._pick(job, logits[row])
-            except AcfError as error:
-                event = _failed(job, error)
+            if job.grammar is None or job.grammar.ready:
+                events.append(self._answer(job, logits[row]))
+            else:
+                job.held = logits[row].copy()
             row += 1
-            events.append(event)
-            if "error" in event or event["finish"] is not None:
-                self._leave(job)
         return events
+
+    def _resume(self, wait: bool) -> list[dict[str, Any]]:
+        """Answer the held jobs whose masks are there; nothing else waits for them, unless nothing else is to do."""
+        held = [job for job in self._running if job.held is not None and job.grammar is not None]
+        if wait and held and held[0].grammar is not None:
+            held[0].grammar.wait(_MASK_WAIT_S)
+        events = []
+        for job in held:
+            if job.grammar is not None and job.held is not None and job.grammar.ready:
+                logits, job.held = job.held, None
+                events.append(self._answer(job, logits))
+        return events
+
+    def _answer(self, job: Job, logits: NDArray[np.float32]) -> dict[str, Any]:
+        try:
+            event = self._pick(job, logits)
+        except AcfError as error:
+            event = _failed(job, error)
+        if "error" in event or event["finish"] is not None:
+            self._leave(job)
+        return event
 
     def _pick(self, job: Job, logits: NDArray[np.float32]) -> dict[str, Any]:
         """The job's next token: the same order of questions as ``sampling.stream_pieces`` asks."""
@@ -221,7 +271,8 @@ class Scheduler:
             import numpy as np
 
             job.generator = np.random.default_rng(job.options.seed)
-        token = pick_token(logits, job.options, job.generator)
+        allowed = logits if job.grammar is None else job.grammar.mask(logits)
+        token = pick_token(allowed, job.options, job.generator)
         job.last = token
         job.answered += 1
         event: dict[str, Any] = {"id": job.key, "finish": None}
@@ -230,6 +281,9 @@ class Scheduler:
             return event
         shown, stopped = job.text.push(token)
         if stopped:
+            event["finish"] = "stop"
+        elif job.grammar is not None and job.grammar.accept(token):
+            shown += job.text.finish()
             event["finish"] = "stop"
         elif job.answered == job.options.new_tokens:
             shown += job.text.finish()
@@ -243,7 +297,6 @@ class Scheduler:
         self._model.free(job.slot)
         self._running.remove(job)
         self._free.append(job.slot)
-        self._cells -= job.cells
 
 
 def log_probabilities(logits: NDArray[np.float32], token: int, top: int, tokenizer: Any) -> list[Any]:
@@ -262,5 +315,13 @@ def _text_of(tokenizer: Any, token: int) -> str:
 
 
 def _failed(job: Job, error: BaseException) -> dict[str, Any]:
+    if isinstance(error, GrammarError):
+        return {
+            "id": job.key,
+            "error": "prompt",
+            "message": str(error)[:500],
+            "code": "invalid_json_schema",
+            "param": "response_format",
+        }
     kind = "memory" if isinstance(error, MemoryError) or "allocate memory" in str(error) else "engine"
     return {"id": job.key, "error": kind, "message": f"{type(error).__name__}: {error}"[:500]}

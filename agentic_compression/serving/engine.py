@@ -94,6 +94,7 @@ class Generation:
         new_tokens: at most so many; what the context leaves when None.
         truncate: cut a prompt that is too long instead of refusing it.
         top_logprobs: alternatives to report with every token; None reports no log-probabilities.
+        schema: JSON schema that the answer must keep to, as JSON.
     """
 
     prompt: str | Sequence[int] | None = None
@@ -105,6 +106,7 @@ class Generation:
     seed: int = 0
     truncate: bool = True
     top_logprobs: int | None = None
+    schema: str | None = None
 
     def message(self) -> dict[str, Any]:
         """As JSON values."""
@@ -161,11 +163,11 @@ class Engine(Protocol):
         """
         ...
 
-    async def embed(self, texts: Sequence[str], truncate: bool) -> Embedded:
-        """A vector for each text: the mean of the last hidden states, of length 1.
+    async def embed(self, texts: Sequence[str | Sequence[int]], truncate: bool) -> Embedded:
+        """A vector for each text, or list of token ids: the mean of the last hidden states, of length 1.
 
         Raises:
-            PromptError: when a text has no tokens, or is too long and may not be cut.
+            PromptError: when a text has no tokens or ids outside the vocabulary, or is too long and may not be cut.
             EngineDiedError: when the engine ends meanwhile.
         """
         ...

@@ -23,17 +23,25 @@ async def look_after(pool: ModelPool) -> None:
 
 
 async def follow_aliases(pool: ModelPool) -> None:
-    """Swap every loaded model whose alias points to another version than the one that was loaded for it."""
+    """Swap every loaded model whose alias points to another version than the one that was loaded for it.
+
+    A version that failed to load is tried again only after its pause; an alias that moves on ends the pause.
+    """
     for served in pool.models.values():
-        if served.source.follows and served.loaded is not None:
+        if served.source.follows and (served.loaded is not None or served.backoff.failures):
             await _follow(pool, served)
 
 
 async def _follow(pool: ModelPool, served: Served) -> None:
     try:
         target = await asyncio.to_thread(served.source.resolve)
+        if served.backoff.failures and target != served.backoff.target:
+            served.backoff.reset()
+            served.problem = None
         loaded = served.loaded
-        if loaded is not None and target != loaded.wanted:
+        if loaded is None or served.backoff.wait_s:
+            return
+        if target != loaded.wanted:
             await pool.swap(served, target)
         served.problem = None
     except AcfError as error:

@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agentic_compression.serving.errors import RequestError, as_request_error, error_response
 from agentic_compression.serving.metrics import Metrics
-from agentic_compression.serving.security import ApiKeys, RateLimit
+from agentic_compression.serving.security import ApiKeys, RateLimit, address_group
+from agentic_compression.serving.streams import ClientGoneError
 
 __all__ = ["Gate", "route_label"]
 
@@ -47,10 +48,22 @@ def route_label(path: str) -> str:
 
 
 class Gate:
-    """ASGI middleware. Streams pass through it without a copy."""
+    """ASGI middleware. Streams pass through it without a copy.
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, rate: RateLimit, metrics: Metrics, max_body_bytes: int) -> None:
-        self._app, self._keys, self._rate, self._metrics = app, keys, rate, metrics
+    Args:
+        app: what comes after it.
+        keys: that are accepted.
+        rate: requests of one key, or of one address where there are no keys.
+        failures: requests of one address without a key that is accepted. An address that had too many is not let in
+            with a right key either until it has waited, or guessing would go on unhindered.
+        metrics: told of every request.
+        max_body_bytes: of one request.
+    """
+
+    def __init__(
+        self, app: ASGIApp, keys: ApiKeys, rate: RateLimit, failures: RateLimit, metrics: Metrics, max_body_bytes: int
+    ) -> None:
+        self._app, self._keys, self._rate, self._failures, self._metrics = app, keys, rate, failures, metrics
         self._max_body = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,7 +97,10 @@ class Gate:
             except Exception as error:
                 if not isinstance(error, RequestError):
                     _LOG.exception("request %s failed", request_id)
+                if isinstance(error, ClientGoneError):
+                    scope["state"]["client_gone"] = True
                 if status:  # the answer has begun; cut it off, so that the client sees that it is not whole
+                    scope["state"]["broken"] = True
                     raise
                 await error_response(as_request_error(error), request_id)(scope, receive, named_send)
         finally:
@@ -92,27 +108,31 @@ class Gate:
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
         path, caller = scope["path"], None
+        client = scope.get("client")
+        address = address_group(client[0]) if client else "unknown"
         if len(self._keys) and path not in _OPEN:
-            caller = self._keys.caller(headers.get("authorization"))
-            if caller is None:
-                raise RequestError(
-                    401,
-                    "invalid_api_key",
-                    "a request needs 'Authorization: Bearer KEY' with a key of this server, got none that it knows",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
+            caller = self._known_caller(address, headers)
         if path.startswith("/v1/"):
-            client = scope.get("client")
-            wait = self._rate.wait_s(caller or (client[0] if client else "unknown"))
+            wait = self._rate.wait_s(caller or address)
             if wait > 0:
-                seconds = math.ceil(wait)
-                raise RequestError(
-                    429,
-                    "rate_limit_exceeded",
-                    f"at most {self._rate.per_minute} requests a minute, got more; wait {seconds} s",
-                    headers={"Retry-After": str(seconds)},
-                    suggestions=(f"send it again in {seconds} s",),
-                )
+                raise _too_many(f"at most {self._rate.per_minute} requests a minute, got more", wait)
+
+    def _known_caller(self, address: str, headers: Headers) -> str:
+        wait = self._failures.look(address)
+        if wait > 0:
+            raise _too_many(
+                f"at most {self._failures.per_minute} requests a minute without a known key, got more", wait
+            )
+        caller = self._keys.caller(headers.get("authorization"))
+        if caller is None:
+            self._failures.wait_s(address)
+            raise RequestError(
+                401,
+                "invalid_api_key",
+                "a request needs 'Authorization: Bearer KEY' with a key of this server, got none that it knows",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return caller
 
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
         declared = headers.get("content-length", "0")
@@ -126,7 +146,9 @@ class Gate:
                     body += message.get("body", b"")
                     if len(body) > self._max_body:
                         raise self._too_large("more")
-                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    if message["type"] == "http.disconnect":
+                        raise ClientGoneError
+                    if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError as error:
             raise RequestError(408, "body_timeout", f"a body must arrive within {_BODY_TIMEOUT_S:g} s") from error
@@ -142,8 +164,8 @@ class Gate:
     def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
         route = route_label(scope["path"])
         state: dict[str, Any] = scope["state"]
-        gone = state.get("client_gone", False)
-        outcome = "disconnected" if gone else f"{status // 100}xx" if status else "failed"
+        gone, broken = state.get("client_gone", False), state.get("broken", False)
+        outcome = "cancelled" if gone else "error" if broken or not status else f"{status // 100}xx"
         self._metrics.requests.labels(route, outcome).inc()
         self._metrics.latency.labels(route).observe(seconds)
         if gone:
@@ -159,6 +181,17 @@ class Gate:
             outcome,
             seconds,
         )
+
+
+def _too_many(text: str, wait_s: float) -> RequestError:
+    seconds = math.ceil(wait_s)
+    return RequestError(
+        429,
+        "rate_limit_exceeded",
+        f"{text}; wait {seconds} s",
+        headers={"Retry-After": str(seconds)},
+        suggestions=(f"send it again in {seconds} s",),
+    )
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -21,19 +21,20 @@ from agentic_compression.serving.pool import Loaded, ModelPool
 from agentic_compression.serving.streams import EventStream, while_connected
 from agentic_compression.serving.wire import ChatRequest, CompletionRequest
 
-__all__ = ["answer_generation", "read_generation", "version_headers"]
+__all__ = ["answer_generation", "read_generations", "version_headers"]
 
 Pieces = AsyncGenerator[Prepared | Delta, None]
 
 
-def read_generation(body: ChatRequest | CompletionRequest) -> Generation:
-    """What the engine is asked.
+def read_generations(body: ChatRequest | CompletionRequest) -> list[Generation]:
+    """What the engine is asked: for every prompt in turn, ``n`` answers with seeds of their own.
 
     Raises:
         RequestError: (400) when the body asks for what no engine here does.
+        PromptError: when it asks for a JSON schema that is too large.
     """
     body.refuse_unsupported()
-    asked = Generation(
+    base = Generation(
         stop=body.stops,
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
@@ -41,20 +42,25 @@ def read_generation(body: ChatRequest | CompletionRequest) -> Generation:
         truncate=body.truncation == "auto",
     )
     if isinstance(body, ChatRequest):
-        return replace(
-            asked,
+        chat = replace(
+            base,
             messages=[message.plain() for message in body.messages],
             new_tokens=body.new_tokens,
             top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            schema=body.response_format.schema_text() if body.response_format else None,
         )
-    return replace(asked, prompt=body.single, new_tokens=body.max_tokens or 16, top_logprobs=body.logprobs)
+        asked = [chat]
+    else:
+        tokens = body.max_tokens or 16
+        asked = [replace(base, prompt=prompt, new_tokens=tokens, top_logprobs=body.logprobs) for prompt in body.prompts]
+    return [replace(one, seed=(one.seed + number) % (1 << 64)) for one in asked for number in range(body.n or 1)]
 
 
 async def answer_generation(
     request: Request, body: ChatRequest | CompletionRequest, pool: ModelPool, metrics: Metrics
 ) -> Response:
     """Answer a chat or a completion; everything it holds is given back however it ends."""
-    asked, begun = read_generation(body), time.perf_counter()
+    asked, begun = read_generations(body), time.perf_counter()
     async with AsyncExitStack() as stack:
         opened = await while_connected(request, _open(stack, body, asked, pool, metrics))
         loaded, answer, choices = opened
@@ -79,30 +85,30 @@ def version_headers(loaded: Loaded, truncated: bool) -> dict[str, str]:
 async def _open(
     stack: AsyncExitStack,
     body: ChatRequest | CompletionRequest,
-    asked: Generation,
+    asked: list[Generation],
     pool: ModelPool,
     metrics: Metrics,
 ) -> tuple[Loaded, Answer, list[Pieces]]:
-    """Lease the model and have the prompt accepted for every choice."""
+    """Lease the model and have the prompt of every choice accepted."""
     loaded = await stack.enter_async_context(pool.lease(body.model))
     choices: list[Pieces] = []
-    prepared: Prepared | None = None
-    for number in range(body.n or 1):
-        one = replace(asked, seed=(asked.seed + number) % (1 << 64))
+    prepared: list[Prepared] = []
+    for one in asked:
         pieces = await stack.enter_async_context(aclosing(loaded.engine.generate(one)))
         first = await anext(pieces)
-        prepared = first if isinstance(first, Prepared) else prepared
+        assert isinstance(first, Prepared)
+        prepared.append(first)
         choices.append(pieces)
-    assert prepared is not None
-    if prepared.truncated:
+    truncated = any(one.truncated for one in prepared)
+    if truncated:
         metrics.truncated.labels(loaded.model).inc()
     answer = Answer(
         kind="chat" if isinstance(body, ChatRequest) else "text",
         model=body.model,
         fingerprint=loaded.target.label,
-        prompt_tokens=prepared.prompt_tokens,
-        truncated=prepared.truncated,
-        wants_logprobs=asked.top_logprobs is not None,
+        prompt_tokens=sum(one.prompt_tokens for one in prepared[:: body.n or 1]),
+        truncated=truncated,
+        wants_logprobs=asked[0].top_logprobs is not None,
         with_usage=body.includes_usage,
     )
     return loaded, answer, choices

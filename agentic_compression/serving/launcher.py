@@ -19,7 +19,9 @@ import signal
 import socket
 import subprocess
 import sys
+import traceback
 from pathlib import Path
+from typing import Any
 
 from agentic_compression.errors import UnavailableError
 
@@ -58,7 +60,7 @@ class Launcher:
         """Start the process and return at once; its imports go on meanwhile."""
         if self._process is not None and self._process.poll() is None:
             return
-        self.close()
+        self._lose()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as output, theirs:
@@ -88,17 +90,24 @@ class Launcher:
         """
         ticket = next(self._tickets)
         request = {"ticket": ticket, "folder": str(folder), "options": options, "log": str(log)}
-        self._started[ticket] = started = asyncio.get_running_loop().create_future()
         try:
-            self.start()
-            assert self._control is not None
-            socket.send_fds(self._control, [json.dumps(request).encode()], [connection.fileno()])
+            try:
+                self._send(request, connection)
+            except OSError:  # it died, which nobody has noticed yet
+                self._lose()
+                self._send(request, connection)
+            self._started[ticket] = started = asyncio.get_running_loop().create_future()
             return await started
         except OSError as error:
             raise UnavailableError(f"engines must be startable, got {error}; see {self._log}") from error
         finally:
             connection.close()
-            del self._started[ticket]
+            self._started.pop(ticket, None)
+
+    def _send(self, request: dict[str, Any], connection: socket.socket) -> None:
+        self.start()
+        assert self._control is not None
+        socket.send_fds(self._control, [json.dumps(request).encode()], [connection.fileno()])
 
     async def ended(self, pid: int) -> int:
         """Wait for an engine's end; its exit code, minus the signal where one ended it; -1 when asked again."""
@@ -127,28 +136,33 @@ class Launcher:
             self._process.wait()
             self._process = None
 
+    def _lose(self) -> None:
+        """The launching process died: what becomes of its engines is not told, and the next launch starts another."""
+        self.close()
+        for started in self._started.values():
+            if not started.done():
+                started.set_exception(
+                    UnavailableError(f"engines must be startable, got a launcher that ended; see {self._log}")
+                )
+        for end in self._ends.values():
+            if not end.done():
+                end.set_result(-1)
+
     def _read(self, control: socket.socket) -> None:
-        packet = control.recv(_PACKET_BYTES)
-        loop = asyncio.get_running_loop()
-        if not packet:  # the launching process died; the next launch starts another
-            loop.remove_reader(control.fileno())
-            for started in self._started.values():
-                if not started.done():
-                    started.set_exception(
-                        UnavailableError(f"engines must be startable, got a launcher that ended; see {self._log}")
-                    )
-            for end in self._ends.values():
-                if not end.done():
-                    end.set_result(-1)
+        try:
+            packet = control.recv(_PACKET_BYTES)
+        except ConnectionError:
+            packet = b""
+        if not packet:
+            self._lose()
             return
         message = json.loads(packet)
         pid = message["pid"]
         if "ticket" in message:
-            self._ends[pid] = loop.create_future()
             asked = self._started.get(message["ticket"])
-            if asked is not None and not asked.done():
+            if asked is not None and not asked.done():  # who asked may have given up; the engine ends with its socket
+                self._ends[pid] = asyncio.get_running_loop().create_future()
                 asked.set_result(pid)
-            # Who asked may have given up meanwhile: the engine then ends with its socket.
         elif (ended := self._ends.get(pid)) is not None and not ended.done():
             ended.set_result(message["code"])
 
@@ -217,7 +231,10 @@ def _become_engine(descriptor: int, request: dict[str, str]) -> None:
 
         run_worker(socket.socket(fileno=descriptor), Path(request["folder"]), request["options"])
         code = 0
+    except BaseException:
+        traceback.print_exc()  # nothing else says why this process ended
     finally:
+        sys.stderr.flush()
         os._exit(code)
 
 

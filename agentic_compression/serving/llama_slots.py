@@ -51,6 +51,9 @@ class LlamaSlots:
         self._context = model.context(options)
         self.cells = cells
 
+    def cost(self, tokens: Sequence[int]) -> int:
+        return sum(tokens)
+
     def run(self, portions: Sequence[Portion]) -> NDArray[np.float32]:
         import numpy as np
 

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agentic_compression.errors import ModelError
 from agentic_compression.runtimes.select import runtime_kind, runtime_version
-from agentic_compression.runtimes.tokenizer import encode_texts, end_ids, load_tokenizer
+from agentic_compression.runtimes.tokenizer import end_ids, load_tokenizer
 from agentic_compression.serving.batching import SlotModel
+from agentic_compression.serving.embedding import OpenEmbedder, llama_embedder, torch_embedder
 from agentic_compression.serving.engine import EngineOptions
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from agentic_compression.checkpoints.llama_library import LlamaModel
 
 __all__ = ["LoadedModel", "cache_cells", "load_model"]
 
@@ -38,14 +32,19 @@ class LoadedModel:
     weights_bytes: int
     slots: SlotModel
     batched: bool
-    embed: Callable[[Sequence[str]], NDArray[np.float32]]
+    embedder: OpenEmbedder
+
+    @property
+    def usable_context(self) -> int:
+        """Tokens of a prompt and its answer: what the model was made for, or the cache where that is less."""
+        return min(self.context_length, self.slots.cells)
 
     def describe(self, has_template: bool) -> dict[str, Any]:
         """The fields of ``EngineInfo``."""
         return {
             "engine": self.engine,
             "device": self.device,
-            "context_length": self.context_length,
+            "context_length": self.usable_context,
             "weights_bytes": self.weights_bytes,
             "slots": self.slots.slots,
             "batched": self.batched,
@@ -55,9 +54,9 @@ class LoadedModel:
 
 
 def cache_cells(options: EngineOptions, context_length: int) -> int:
-    """Tokens that all slots hold together: at least one whole context, at most one a slot; whole blocks."""
-    asked = options.cache_tokens or min(options.slots * context_length, max(context_length, _CELLS))
-    return -(-max(asked, context_length) // _CELL_BLOCK) * _CELL_BLOCK
+    """Tokens that all slots hold together: as many as asked for, or at least one whole context; in whole blocks."""
+    tokens = options.cache_tokens or min(options.slots * context_length, max(context_length, _CELLS))
+    return -(-tokens // _CELL_BLOCK) * _CELL_BLOCK
 
 
 def load_model(folder: Path, options: EngineOptions) -> LoadedModel:
@@ -93,7 +92,7 @@ def _load_torch(folder: Path, options: EngineOptions) -> LoadedModel:
         weights_bytes=runtime.weights_bytes,
         slots=slots,
         batched=slots.batched,
-        embed=runtime.embed,
+        embedder=torch_embedder(runtime.model, in_pieces=slots.batched),
     )
 
 
@@ -118,23 +117,5 @@ def _load_llama(folder: Path, options: EngineOptions) -> LoadedModel:
         weights_bytes=model.weights_bytes,
         slots=slots,
         batched=True,
-        embed=lambda texts: _embed_llama(model, tokenizer, texts, context, options.threads),
+        embedder=llama_embedder(model, options.threads),
     )
-
-
-def _embed_llama(
-    model: LlamaModel, tokenizer: Any, texts: Sequence[str], context_length: int, threads: int
-) -> NDArray[np.float32]:
-    """A context for embeddings is opened for the call and closed after it: it takes memory that few servers need."""
-    import numpy as np
-
-    from agentic_compression.checkpoints.llama_library import ContextOptions
-
-    encoded = encode_texts(tokenizer, texts, context_length)
-    cells = -(-max(len(ids) for ids in encoded) // _CELL_BLOCK) * _CELL_BLOCK
-    with model.context(
-        ContextOptions(tokens=cells, batch=cells, outputs=cells, threads=threads, embeddings=True)
-    ) as it:
-        vectors = np.concatenate([it.embed([ids]) for ids in encoded])
-    scaled: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return scaled

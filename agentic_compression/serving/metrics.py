@@ -19,7 +19,10 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         by_model = ("model",)
         self.requests = Counter(
-            "acf_serve_requests", "Requests by route and outcome.", ("route", "outcome"), registry=registry
+            "acf_serve_requests",
+            "Requests by route and outcome: the status, error where an answer broke off, or cancelled by its client.",
+            ("route", "outcome"),
+            registry=registry,
         )
         self.latency = Histogram(
             "acf_serve_request_seconds",

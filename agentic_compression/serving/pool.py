@@ -11,20 +11,23 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agentic_compression.resident_memory import free_bytes
+from agentic_compression.errors import AcfError
+from agentic_compression.serving.backoff import Backoff
+from agentic_compression.serving.device_memory import DeviceMemory, open_memory
 from agentic_compression.serving.engine import EngineBusyError, EngineOptions, LoadMemoryError
 from agentic_compression.serving.errors import RequestError
 from agentic_compression.serving.launcher import Launcher
 from agentic_compression.serving.metrics import Metrics
 from agentic_compression.serving.process import ProcessEngine, start_engine
+from agentic_compression.serving.room import Room
 from agentic_compression.serving.sources import Source, Target
 
 __all__ = ["Loaded", "ModelPool", "PoolOptions", "Served"]
 
 _LOG = logging.getLogger("agentic_compression.serving")
 _PROCESS_BYTES = 64_000_000
+_GPU_CONTEXT_BYTES = 500_000_000
 _WEIGHTS_FACTOR = 1.25
-_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class PoolOptions:
 
     Attributes:
         max_models: loaded at once.
-        memory_bytes: of all engines together; what the machine has free when None. Estimated before a model was ever
-            loaded (a quarter more than its files and 64 MB), measured afterwards.
+        memory_bytes: of all engines together, on the device they run on; what it has free when None. Estimated before
+            a model was ever loaded (a quarter more than its files and 64 MB, on a GPU 500 MB), measured afterwards.
         idle_s: a model that nobody asked for so long is unloaded; 0 keeps it.
         load_timeout_s: for loading, and for waiting until another model may be unloaded.
         follow_s: between two looks at the registry.
@@ -64,6 +67,11 @@ class Loaded:
     since: float = field(default_factory=time.time)
 
     @property
+    def pid(self) -> int:
+        """The engine's process."""
+        return self.engine.info.pid
+
+    @property
     def fell_back(self) -> bool:
         """Whether a smaller version than the one asked for runs."""
         return self.target != self.wanted
@@ -80,6 +88,9 @@ class Served:
     loading: asyncio.Task[Loaded] | None = None
     problem: str | None = None
     """Why the last load or the last look at the registry failed."""
+    backoff: Backoff = field(default_factory=Backoff)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while an engine of this model is loaded, for a request or in place of another version."""
 
 
 class ModelPool:
@@ -91,6 +102,7 @@ class ModelPool:
         options: limits.
         metrics: told of loads, unloads, fallbacks and swaps.
         launcher: of engines, shared with other pools of the same loop; one of its own when None.
+        memory: of the engines' device; opened by its name when None.
     """
 
     def __init__(
@@ -100,13 +112,21 @@ class ModelPool:
         options: PoolOptions,
         metrics: Metrics,
         launcher: Launcher | None = None,
+        memory: DeviceMemory | None = None,
     ) -> None:
         self.models = {name: Served(name, source) for name, source in sources.items()}
         self.engine, self.options, self._metrics = engine, options, metrics
         self._launcher, self._owns_launcher = launcher or Launcher(options.logs / "serving.log"), launcher is None
         self._all: set[Loaded] = set()
         self._measured: dict[Path, int] = {}
-        self._turn = asyncio.Lock()
+        self._memory = memory or open_memory(engine.device)
+        self._room: Room[Loaded] = Room(
+            options.max_models,
+            options.memory_bytes,
+            self._memory,
+            lambda: self._all,
+            lambda loaded: self.unload(loaded, "crowded out"),
+        )
 
     @property
     def loaded(self) -> list[Loaded]:
@@ -172,22 +192,12 @@ class ModelPool:
         Raises:
             AcfError: when the new version cannot be loaded, even in the old one's place; the old one then goes on.
         """
-        old = served.loaded
-        if old is None:
-            return
-        async with self._turn:
+        async with served.turn:
             try:
-                new = await self._start(served, target, target, beside=True)
-            except LoadMemoryError as error:
-                await self._require_fit(target, old)
-                _LOG.warning("%s: both versions do not fit, so requests wait meanwhile: %s", served.name, error)
-                self._metrics.swaps.labels(served.name).inc()
-                await self.unload(old, "moved")
-                return
-        current, served.loaded = served.loaded, new
-        self._metrics.swaps.labels(served.name).inc()
-        if current is not None:
-            await self.unload(current, "moved")
+                await self._swap(served, target)
+            except Exception as error:
+                served.backoff.failed(target, error)
+                raise
 
     async def unload_idle(self) -> None:
         """Unload what nobody asked for during ``idle_s``."""
@@ -211,13 +221,18 @@ class ModelPool:
         while True:
             loaded = served.loaded
             if loaded is not None:
-                if loaded.engine.alive:
+                if loaded.engine.alive and not loaded.engine.broken:
                     return loaded
-                await self.unload(loaded, "died")
+                await self.unload(loaded, "broken" if loaded.engine.alive else "died")
             if served.loading is None:
+                served.backoff.check()
                 served.loading = asyncio.create_task(self._load(served))
                 served.loading.add_done_callback(lambda task: self._loading_done(served, task))
-            await asyncio.shield(served.loading)  # a client that leaves does not end what others wait for
+            try:
+                await asyncio.shield(served.loading)  # a client that leaves does not end what others wait for
+            except AcfError:
+                served.backoff.check()  # says when it is tried again
+                raise
 
     def _loading_done(self, served: Served, task: asyncio.Task[Loaded]) -> None:
         served.loading = None
@@ -226,16 +241,40 @@ class ModelPool:
 
     async def _load(self, served: Served) -> Loaded:
         """What the source stands for, or the next smaller version for which there is memory."""
-        async with self._turn:
+        wanted: Target | None = None
+        async with served.turn:
             if served.loaded is not None:  # a swap came before
                 return served.loaded
-            wanted = await asyncio.to_thread(served.source.resolve)
             try:
-                loaded = await self._start(served, wanted, wanted)
-            except LoadMemoryError as error:
-                loaded = await self._fall_back(served, wanted, error)
+                wanted = await asyncio.to_thread(served.source.resolve)
+                loaded = await self._start_or_fall_back(served, wanted)
+            except Exception as error:
+                if not isinstance(error, EngineBusyError):  # the others are busy, and nothing is wrong with this one
+                    served.backoff.failed(wanted, error)
+                raise
             served.loaded, served.problem = loaded, None
+            served.backoff.reset()
             return loaded
+
+    async def _start_or_fall_back(self, served: Served, wanted: Target) -> Loaded:
+        try:
+            return await self._start(served, wanted, wanted)
+        except LoadMemoryError as error:
+            return await self._fall_back(served, wanted, error)
+
+    async def _swap(self, served: Served, target: Target) -> None:
+        old = served.loaded
+        if old is None:
+            return
+        try:
+            served.loaded = await self._start(served, target, target, beside=True)
+            served.backoff.reset()
+        except LoadMemoryError as error:
+            self._room.require_fit(await self._needed(target), target.label, old, old.target.label)
+            _LOG.warning("%s: both versions do not fit, so requests wait meanwhile: %s", served.name, error)
+        self._metrics.swaps.labels(served.name).inc()
+        if not old.retired:  # it may have ended while the other was loaded
+            await self.unload(old, "moved")
 
     async def _fall_back(self, served: Served, wanted: Target, error: LoadMemoryError) -> Loaded:
         for target in await asyncio.to_thread(served.source.smaller, wanted):
@@ -251,19 +290,25 @@ class ModelPool:
     async def _start(self, served: Served, target: Target, wanted: Target, *, beside: bool = False) -> Loaded:
         begun, outcome = time.monotonic(), "failed"
         try:
-            await self._make_room(await self._needed(target), beside)
-            log = self.options.logs / "engines.log"
-            engine = await start_engine(self._launcher, target.folder, self.engine, log, self.options.load_timeout_s)
+            needed = await self._needed(target)
+            async with self._room.reserve(needed, self.options.load_timeout_s, beside=beside):
+                log = self.options.logs / "engines.log"
+                engine = await start_engine(
+                    self._launcher, target.folder, self.engine, log, self.options.load_timeout_s
+                )
+                self._measured[target.folder] = size = self._memory.used_by(engine.info.pid) or needed
+                loaded = Loaded(served.name, engine, target, wanted, size)
+                self._all.add(loaded)
             outcome = "loaded"
         except LoadMemoryError:
             outcome = "out_of_memory"
             raise
+        except EngineBusyError:
+            outcome = "no_room"
+            raise
         finally:
             self._metrics.loads.labels(served.name, outcome).inc()
         self._metrics.load_seconds.labels(served.name).observe(time.monotonic() - begun)
-        self._measured[target.folder] = size = max(engine.own_bytes(), 1)
-        loaded = Loaded(served.name, engine, target, wanted, size)
-        self._all.add(loaded)
         self._metrics.active_models.set(len(self._all))
         _LOG.info("loaded %s (%s) in %.1f s: %s", served.name, target.label, time.monotonic() - begun, engine.info)
         return loaded
@@ -271,53 +316,8 @@ class ModelPool:
     async def _needed(self, target: Target) -> int:
         """Bytes of an engine: as measured before, or estimated."""
         measured = self._measured.get(target.folder)
-        return measured or int(_PROCESS_BYTES + _WEIGHTS_FACTOR * await asyncio.to_thread(target.weights_bytes))
-
-    async def _require_fit(self, target: Target, old: Loaded) -> None:
-        """That a version fits once the old one is gone, so that what works is not given up for nothing.
-
-        Raises:
-            LoadMemoryError: when it does not.
-        """
-        needed, room = await self._needed(target), free_bytes(self.engine.device) + old.bytes
-        limit = self.options.memory_bytes
-        room = room if limit is None else min(room, limit)
-        if needed > room:
-            raise LoadMemoryError(
-                f"{target.label} must fit about {room / 1e6:.0f} MB in place of {old.target.label}, got about "
-                f"{needed / 1e6:.0f} MB; {old.target.label} goes on"
-            )
-
-    async def _make_room(self, needed: int, beside: bool) -> None:
-        """Unload idle models, the longest unused first, until there is room; wait for busy ones."""
-        limit = self.options.memory_bytes
-        if limit is not None and needed > limit:
-            raise LoadMemoryError(
-                f"a model must fit the memory allowed, {limit / 1e6:.0f} MB, got one of about {needed / 1e6:.0f} MB; "
-                "raise ACF_SERVE_MEMORY_GB"
-            )
-        deadline = time.monotonic() + self.options.load_timeout_s
-        while (lack := self._lack(needed, beside)) is not None:
-            others = [item for item in self._all if not item.retired]
-            idle = [item for item in others if item.users == 0]
-            if beside and lack is LoadMemoryError:
-                raise LoadMemoryError(f"two versions at once must fit the memory, got {needed / 1e6:.0f} MB more")
-            if idle:
-                await self.unload(min(idle, key=lambda item: item.last_used), "crowded out")
-            elif not self._all:
-                raise LoadMemoryError(f"the machine must have about {needed / 1e6:.0f} MB free, got less")
-            elif time.monotonic() > deadline:
-                raise lack("another model must become idle first, got only busy ones; send the request later")
-            else:
-                await asyncio.sleep(_POLL_S)
-
-    def _lack(self, needed: int, beside: bool) -> type[LoadMemoryError | EngineBusyError] | None:
-        """What is missing, in the shape of the error that it would be."""
-        if len(self._all) >= self.options.max_models and not beside:
-            return EngineBusyError
-        limit = self.options.memory_bytes
-        over = limit is not None and sum(item.bytes for item in self._all) + needed > limit
-        return LoadMemoryError if over or needed > free_bytes(self.engine.device) else None
+        beside = _GPU_CONTEXT_BYTES if self.engine.device.startswith("cuda") else _PROCESS_BYTES
+        return measured or int(beside + _WEIGHTS_FACTOR * await asyncio.to_thread(target.weights_bytes))
 
     async def _close(self, loaded: Loaded) -> None:
         await loaded.engine.close()

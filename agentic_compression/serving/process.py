@@ -7,6 +7,7 @@ import base64
 import contextlib
 import itertools
 import json
+import logging
 import signal
 import socket
 from collections.abc import AsyncGenerator, Sequence
@@ -31,7 +32,9 @@ from agentic_compression.serving.launcher import Launcher
 
 __all__ = ["ProcessEngine", "start_engine"]
 
+_LOG = logging.getLogger("agentic_compression.serving")
 _LINE_BYTES = 1 << 28
+_BROKEN_STEPS = 3
 
 
 async def start_engine(
@@ -103,6 +106,7 @@ class ProcessEngine:
         self.info = info
         self.running, self.waiting = 0, 0
         self._closed = False
+        self._failed_steps = 0
         self._launcher, self._reader, self._writer = launcher, reader, writer
         self._keys = itertools.count()
         self._asked: dict[int, asyncio.Queue[dict[str, Any] | None]] = {}
@@ -112,6 +116,11 @@ class ProcessEngine:
     def alive(self) -> bool:
         """Whether the process answers."""
         return not self._listener.done()
+
+    @property
+    def broken(self) -> bool:
+        """Whether its last steps all failed: what one of them left behind may fail every other."""
+        return self._failed_steps >= _BROKEN_STEPS
 
     @property
     def requests(self) -> int:
@@ -124,15 +133,6 @@ class ProcessEngine:
 
         try:
             return int(psutil.Process(self.info.pid).memory_info().rss)
-        except psutil.Error:
-            return 0
-
-    def own_bytes(self) -> int:
-        """Memory of the process that it shares with no other; 0 when it ended."""
-        import psutil
-
-        try:
-            return int(psutil.Process(self.info.pid).memory_full_info().uss)
         except psutil.Error:
             return 0
 
@@ -158,11 +158,16 @@ class ProcessEngine:
                 if not finished and self.alive:
                     self._send({"op": "cancel", "id": key})
 
-    async def embed(self, texts: Sequence[str], truncate: bool) -> Embedded:
+    async def embed(self, texts: Sequence[str | Sequence[int]], truncate: bool) -> Embedded:
         """See ``Engine``."""
         with self._ask() as (key, answers):
             self._send({"op": "embed", "id": key, "texts": list(texts), "truncate": truncate})
-            message = self._checked(await answers.get())
+            try:
+                message = self._checked(await answers.get())
+            except asyncio.CancelledError:
+                if self.alive:
+                    self._send({"op": "cancel", "id": key})
+                raise
         vectors = [base64.b64decode(vector) for vector in message["vectors"]]
         return Embedded(vectors, message["tokens"], message["truncated"])
 
@@ -209,11 +214,16 @@ class ProcessEngine:
                     self._hand_over(message)
                     continue
                 self.running, self.waiting = message["running"], message["waiting"]
+                if message["events"]:
+                    failed = any(event.get("error") in ("engine", "memory") for event in message["events"])
+                    self._failed_steps = self._failed_steps + 1 if failed else 0
                 for event in message["events"]:
                     event["op"] = "token"
                     self._hand_over(event)
         except ConnectionError:
             pass
+        except Exception:  # what it wrote is no message: it is of no use any more, and is ended when it is asked next
+            _LOG.exception("engine %d wrote what cannot be read", self.info.pid)
         finally:
             self.running = self.waiting = 0
             for answers in self._asked.values():

@@ -38,10 +38,17 @@ class PromptReader:
         tokenizer: of the model.
         context_length: tokens of prompt and answer together.
         max_new_tokens: of an answer, whatever is asked for.
+        cache_tokens: of the cache, where that may be less than the context.
     """
 
-    def __init__(self, tokenizer: Any, context_length: int, max_new_tokens: int) -> None:
-        self._tokenizer, self._context, self._most = tokenizer, context_length, max_new_tokens
+    def __init__(
+        self, tokenizer: Any, context_length: int, max_new_tokens: int, cache_tokens: int | None = None
+    ) -> None:
+        self._tokenizer, self._most = tokenizer, max_new_tokens
+        self._context = min(context_length, cache_tokens or context_length)
+        self._where = f"a context of {self._context}"
+        if self._context < context_length:
+            self._where = f"the server's cache of {self._context} (the model could take {context_length})"
         tokenizer("a", verbose=False)  # it settles its own state when first used; later two threads use it at once
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
 
@@ -67,15 +74,24 @@ class PromptReader:
             raise PromptError("a prompt must have a token or more, got none", "empty_prompt", "prompt")
         return ids, stop, Prepared(len(ids), truncated, min(asked, self._context - len(ids)))
 
+    def encode(self, text: str | Sequence[int], param: str = "input") -> list[int]:
+        """Token ids of a text, or those that were given.
+
+        Raises:
+            PromptError: when one of them is not in the vocabulary.
+        """
+        if isinstance(text, str):
+            return list(self._tokenizer(text, verbose=False)["input_ids"])
+        if any(not 0 <= token < len(self._tokenizer) for token in text):
+            raise PromptError(
+                f"token ids must lie in 0 to {len(self._tokenizer) - 1}, got others", "invalid_token", param
+            )
+        return list(text)
+
     def _read_text(self, prompt: str | Sequence[int] | None, limit: int, truncate: bool) -> tuple[list[int], bool]:
+        ids = self.encode(() if prompt is None else prompt, "prompt")
         if isinstance(prompt, str):
-            ids = list(self._tokenizer(prompt, verbose=False)["input_ids"]) or bos_of(self._tokenizer)
-        else:
-            ids = list(prompt or ())
-            if any(not 0 <= token < len(self._tokenizer) for token in ids):
-                raise PromptError(
-                    f"token ids must lie in 0 to {len(self._tokenizer) - 1}, got others", "invalid_token", "prompt"
-                )
+            ids = ids or bos_of(self._tokenizer)
         if len(ids) <= limit:
             return ids, False
         self._refuse_long(len(ids), limit, truncate, "prompt")
@@ -97,7 +113,8 @@ class PromptReader:
                     ids = self._render(messages)
         if len(ids) > limit:
             raise PromptError(
-                f"the messages must fit {limit} tokens, got {len(ids)} even when cut; send shorter ones",
+                f"the messages must fit {limit} tokens in {self._where}, got {len(ids)} even when cut; "
+                "send shorter ones",
                 "context_length_exceeded",
                 "messages",
             )
@@ -153,8 +170,8 @@ class PromptReader:
     def _refuse_long(self, got: int, limit: int, truncate: bool, param: str) -> None:
         if not truncate:
             raise PromptError(
-                f"the prompt must have at most {limit} tokens in a context of {self._context} with the answer asked "
-                f"for, got {got}; shorten it, or send truncation: auto",
+                f"the prompt must have at most {limit} tokens in {self._where} with the answer asked for, got {got}; "
+                "shorten it, or send truncation: auto",
                 "context_length_exceeded",
                 param,
             )

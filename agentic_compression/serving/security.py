@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import re
 import time
 from collections import OrderedDict
@@ -11,7 +12,7 @@ from collections.abc import Callable
 
 from agentic_compression.errors import ConfigurationError
 
-__all__ = ["ApiKeys", "RateLimit", "read_origins"]
+__all__ = ["ApiKeys", "RateLimit", "address_group", "read_origins", "read_proxies"]
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _SHORTEST_KEY = 16
@@ -67,16 +68,53 @@ class RateLimit:
 
     def wait_s(self, caller: str) -> float:
         """Take a request from the caller's bucket; 0, or seconds until there is one."""
+        wait = self.look(caller)
+        if self.per_minute and wait == 0:
+            left, then = self._buckets[caller]
+            self._buckets[caller] = (left - 1, then)
+        return wait
+
+    def look(self, caller: str) -> float:
+        """Take nothing; 0 when there is a request in the caller's bucket, or seconds until there is one."""
         if not self.per_minute:
             return 0.0
         now, rate = self._clock(), self.per_minute / 60
         left, then = self._buckets.pop(caller, (float(self.per_minute), now))
         left = min(float(self.per_minute), left + (now - then) * rate)
-        allowed = left >= 1
-        self._buckets[caller] = (left - 1 if allowed else left, now)
+        self._buckets[caller] = (left, now)
         if len(self._buckets) > _MOST_CALLERS:  # the one that asked longest ago has the fullest bucket
             self._buckets.popitem(last=False)
-        return 0.0 if allowed else (1 - left) / rate
+        return 0.0 if left >= 1 else (1 - left) / rate
+
+
+def address_group(host: str) -> str:
+    """What one client has at least: its IPv4 address, or the /64 network of its IPv6 address."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host[:64]
+    if isinstance(address, ipaddress.IPv4Address):
+        return host
+    mapped = address.ipv4_mapped
+    return str(mapped or ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
+
+
+def read_proxies(text: str) -> list[str]:
+    """Addresses and networks of proxies whose ``X-Forwarded-For`` is believed, as uvicorn takes them.
+
+    Raises:
+        ConfigurationError: when an entry is neither ``*`` nor an address nor a network.
+    """
+    proxies = [part.strip() for part in text.split(",") if part.strip()]
+    for proxy in proxies:
+        try:
+            if proxy != "*":
+                ipaddress.ip_network(proxy)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"ACF_SERVE_TRUSTED_PROXIES has addresses such as 10.0.0.5 or 10.0.0.0/24, got {proxy!r}: {error}"
+            ) from error
+    return ["*"] if "*" in proxies else proxies
 
 
 def read_origins(text: str) -> tuple[list[str], bool]:

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from agentic_compression.errors import UnavailableError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-__all__ = ["run_server"]
+__all__ = ["run_server", "uvicorn_options"]
 
 
-def run_server(app: FastAPI, host: str, port: int, drain_s: float) -> None:
+def uvicorn_options(drain_s: float, proxies: Sequence[str]) -> dict[str, Any]:
+    """Options of ``uvicorn.Config``.
+
+    Args:
+        drain_s: for answers under way at the end.
+        proxies: addresses and networks whose ``X-Forwarded-For`` tells the client's address; nobody's when empty.
+    """
+    return {
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": bool(proxies),
+        "forwarded_allow_ips": list(proxies),
+        "timeout_graceful_shutdown": max(1, round(drain_s)),
+        "h11_max_incomplete_event_size": 65_536,
+    }
+
+
+def run_server(app: FastAPI, host: str, port: int, drain_s: float, proxies: Sequence[str] = ()) -> None:
     """Serve until SIGINT or SIGTERM, then let answers that are under way finish, for ``drain_s`` at most.
 
     Raises:
@@ -23,15 +42,7 @@ def run_server(app: FastAPI, host: str, port: int, drain_s: float) -> None:
 
     import uvicorn
 
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=max(1, round(drain_s)),
-        h11_max_incomplete_event_size=65_536,
-    )
+    config = uvicorn.Config(app, **uvicorn_options(drain_s, proxies))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

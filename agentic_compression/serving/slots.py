@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["BatchedSlots", "SeparateSlots", "open_slots"]
 
 _TOLERANCE = 0.05
+_BLOCK = 64
 
 
 def open_slots(model: Any, slots: int, cells: int) -> SlotModel:
@@ -81,6 +82,9 @@ class SeparateSlots:
         self._keep = {"logits_to_keep": 1} if _logit_options(model) else {}
         self._caches: dict[int, Any] = {}
 
+    def cost(self, tokens: Sequence[int]) -> int:
+        return sum(tokens)
+
     def run(self, portions: Sequence[Portion]) -> NDArray[np.float32]:
         import numpy as np
         import torch
@@ -111,7 +115,7 @@ class BatchedSlots:
     Args:
         model: a causal language model of transformers.
         slots: rows at most.
-        cells: tokens that the requests together may hold; kept by the scheduler.
+        cells: rows times width of the cache, at most. The scheduler admits no more than fits, by ``cost``.
     """
 
     batched = True
@@ -119,9 +123,18 @@ class BatchedSlots:
     def __init__(self, model: Any, slots: int, cells: int) -> None:
         self.slots, self.cells, self._model = slots, cells, model
         self._limited = _logit_options(model)
-        self._cache = _make_cache(int(model.config.get_text_config().num_hidden_layers))
+        self._cache = _make_cache(int(model.config.get_text_config().num_hidden_layers), slots, cells)
         self._rows: list[int] = []
         self._lengths: dict[int, int] = {}
+
+    def cost(self, tokens: Sequence[int]) -> int:
+        """The cache is a rectangle: every row is as wide as the longest."""
+        return len(tokens) * max(tokens, default=0)
+
+    @property
+    def allocated(self) -> int:
+        """Rows times width of what is allocated now, in tokens."""
+        return int(self._cache.allocated)
 
     def run(self, portions: Sequence[Portion]) -> NDArray[np.float32]:
         import numpy as np
@@ -148,6 +161,7 @@ class BatchedSlots:
         order = sorted(range(len(portions)), key=lambda index: self._rows.index(portions[index].slot))
         places, portions = [places[index] for index in order], [portions[index] for index in order]
         plan = _Plan(portions, [self._rows.index(portion.slot) for portion in portions], model.device, model.dtype)
+        plan.needed = len(self._rows), max(self._lengths.values())
         self._cache.plan = plan
         lasts = sorted({len(portion.tokens) - 1 for portion in portions})
         keep = {"logits_to_keep": torch.tensor(lasts, device=model.device)} if self._limited else {}
@@ -196,6 +210,8 @@ class _Plan:
         longest = max(len(portion.tokens) for portion in portions)
         self.width = max(portion.start + len(portion.tokens) for portion in portions)
         self.rows = rows
+        self.needed = (max(rows) + 1, self.width)
+        """Rows and width of all that is held, what is not in this pass included."""
         self.is_prefix = rows == list(range(len(rows)))
         padded = [[*portion.tokens, *[0] * (longest - len(portion.tokens))] for portion in portions]
         self.ids = torch.tensor(padded, device=device)
@@ -222,7 +238,23 @@ class _Plan:
         return self._cells[1]
 
 
-def _make_cache(layers: int) -> Any:
+def cache_shape(needed: tuple[int, int], held: tuple[int, int], slots: int, cells: int) -> tuple[int, int]:
+    """Rows and width of a cache that has become too small: with room to grow, but never more than ``cells``.
+
+    Args:
+        needed: rows and width in use; their product is within ``cells``.
+        held: rows and width until now; kept where there is room, given up where there is not.
+        slots: rows, at most.
+        cells: rows times width, at most.
+    """
+    rows, width = needed
+    wide = max(held[1], -(-width * 5 // 4 // _BLOCK) * _BLOCK)
+    wide = max(width, min(wide, cells // rows))
+    tall = max(held[0], min(slots, 1 << (rows - 1).bit_length()))
+    return max(rows, min(tall, cells // wide)), wide
+
+
+def _make_cache(layers: int, slots: int, cells_allowed: int) -> Any:
     """A transformers cache with ``plan`` and ``move``; its class is made here because torch is imported late."""
     import torch
     from transformers.cache_utils import Cache, CacheLayerMixin
@@ -259,17 +291,19 @@ def _make_cache(layers: int) -> Any:
             return found[0], found[1]
 
         def _grow(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-            """To powers of two; zeros, because a hidden cell that is not a number would spoil the sum."""
-            held = (self.keys.shape[0], self.keys.shape[1]) if self.is_initialized else (1, 64)
-            rows = max(held[0], 1 << max(self.plan.rows).bit_length())
-            cells = max(held[1], 1 << (self.plan.width - 1).bit_length())
-            for name, states in (("keys", key_states), ("values", value_states)):
-                store = torch.zeros(
-                    rows, cells, states.shape[1], states.shape[3], dtype=states.dtype, device=states.device
-                )
-                if self.is_initialized:
-                    store[: held[0], : held[1]] = getattr(self, name)
-                setattr(self, name, store)
+            """Filled with zeros, because a hidden cell that is not a number would spoil the sum."""
+            held = (self.keys.shape[0], self.keys.shape[1]) if self.is_initialized else (0, 0)
+            rows, cells = cache_shape(self.plan.needed, held, slots, cells_allowed)
+            kept = min(rows, held[0]), min(cells, held[1])
+            made = [
+                torch.zeros(rows, cells, states.shape[1], states.shape[3], dtype=states.dtype, device=states.device)
+                for states in (key_states, value_states)
+            ]  # both before either is taken, or a lack of memory in between would leave the layer in two shapes
+            if self.is_initialized:
+                for store, old in zip(made, (self.keys, self.values), strict=True):
+                    store[: kept[0], : kept[1]] = old[: kept[0], : kept[1]]
+            self.keys: torch.Tensor = made[0]
+            self.values: torch.Tensor = made[1]
 
         def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
             return self.plan.width, 0
@@ -296,6 +330,12 @@ def _make_cache(layers: int) -> Any:
             self._plan = plan
             for layer in self.layers:
                 layer.plan = plan
+
+        @property
+        def allocated(self) -> int:
+            """Tokens that the widest layer has room for."""
+            made = [layer.keys for layer in self.layers if layer.is_initialized]
+            return max((keys.shape[0] * keys.shape[1] for keys in made), default=0)
 
         def move(self, source: int, target: int, tokens: int) -> None:
             """Copy the first tokens of a row into another row; rows that were never stored have none."""

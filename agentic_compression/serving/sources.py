@@ -92,9 +92,8 @@ class RegistrySource:
         self.follows = self._alias is not None
 
     def resolve(self) -> Target:
-        folder = model_folder(self._client, self.reference)
-        named = (item.version for item in self._versions() if self._alias in item.aliases)
-        return Target(folder.resolve(), self._version or next(named, None))
+        number = self._version or self._holder()  # asked once: the alias may move while its folder is looked up
+        return Target(model_folder(self._client, f"models:/{self._model}/{number}").resolve(), number)
 
     def smaller(self, target: Target) -> list[Target]:
         """Promoted means: it has an alias or is a member of its study's frontier."""
@@ -106,6 +105,15 @@ class RegistrySource:
                     sizes[other] = other.weights_bytes()
         limit = target.weights_bytes()
         return sorted((other for other, size in sizes.items() if size < limit), key=lambda other: -sizes[other])
+
+    def _holder(self) -> str:
+        """The version that the alias names."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self._client.get_model_version_by_alias(self._model, self._alias).version)
+        except MlflowException as error:
+            raise ModelError(f"{self.reference}: {error.message}; see: acf registry list") from error
 
     def _versions(self) -> list[RegisteredVersion]:
         return list_versions(self._client, self._model)

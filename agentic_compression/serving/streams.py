@@ -89,6 +89,7 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": _encoded(event), "more_body": True})
         except Exception as error:  # the status is sent already, so the error is an event
             _LOG.exception("request %s failed while it was streamed", scope["state"]["request_id"])
+            scope["state"]["broken"] = True
             last = _encoded(as_request_error(error).body(scope["state"]["request_id"]))
         await send({"type": "http.response.body", "body": last, "more_body": False})
 

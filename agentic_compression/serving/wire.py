@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from agentic_compression.serving.errors import RequestError
+from agentic_compression.serving.structured import JSON_OBJECT, schema_text
 
-__all__ = ["ChatMessage", "ChatRequest", "CompletionRequest", "EmbeddingRequest", "StreamOptions"]
+__all__ = ["ChatMessage", "ChatRequest", "CompletionRequest", "EmbeddingRequest", "ResponseFormat", "StreamOptions"]
 
 _MOST_CHOICES = 8
+_MOST_PROMPTS = 128
+_MOST_INPUTS = 256
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0, None),
     "presence_penalty": (0, None),
@@ -41,7 +44,8 @@ def _check_text(text: str) -> str:
 Text = Annotated[str, AfterValidator(_check_text)]
 Name = Annotated[Text, Field(min_length=1, max_length=256)]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
-Token = Annotated[int, Field(ge=0, lt=1 << 31)]
+Token = Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]  # the engine knows the vocabulary
+Tokens = Annotated[list[Token], Field(min_length=1)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 Count = Annotated[int, Field(ge=1, lt=1 << 31)]
 
@@ -87,6 +91,9 @@ class ChatMessage(_Body):
 class _Request(_Body):
     """What every request may carry. Bookkeeping fields are accepted and have no effect here."""
 
+    answered: ClassVar[frozenset[str]] = frozenset()
+    """Fields that this kind of request has and others do not."""
+
     model: Name
     user: Text | None = None
     metadata: dict[str, Any] | None = None
@@ -115,6 +122,8 @@ class _Request(_Body):
     def refuse_unsupported(self) -> None:
         """Raise RequestError (400) for the first field that asks for what no engine here does."""
         for name, idle in _REFUSED.items():
+            if name in self.answered:
+                continue
             value = getattr(self, name)
             if not any(value == item and isinstance(value, bool) == isinstance(item, bool) for item in idle):
                 raise RequestError(
@@ -154,9 +163,59 @@ class _Sampled(_Request):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
+class TextFormat(_Body):
+    """Any text."""
+
+    type: Literal["text"]
+
+    def schema_text(self) -> str | None:
+        """The JSON schema that answers keep to, as JSON."""
+        return None
+
+
+class JsonObjectFormat(_Body):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+    def schema_text(self) -> str | None:
+        """The JSON schema that answers keep to, as JSON."""
+        return JSON_OBJECT
+
+
+class NamedSchema(_Body):
+    """A JSON schema. Answers keep to it whether ``strict`` or not."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    description: Text | None = Field(default=None, description="accepted; the model does not see it")
+    body: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(_Body):
+    """JSON of one schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+    def schema_text(self) -> str | None:
+        """The JSON schema that answers keep to, as JSON.
+
+        Raises:
+            PromptError: when it is too large or too deep.
+        """
+        return schema_text(self.json_schema.body)
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
 class ChatRequest(_Sampled):
     """Body of ``POST /v1/chat/completions``."""
 
+    answered: ClassVar[frozenset[str]] = frozenset({"response_format"})
+
+    response_format: ResponseFormat | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = Field(default=None, description="taken before max_tokens")
@@ -176,33 +235,47 @@ class ChatRequest(_Sampled):
 
 
 class CompletionRequest(_Sampled):
-    """Body of ``POST /v1/completions``; one prompt, as text or token ids."""
+    """Body of ``POST /v1/completions``: prompts as text or as token ids."""
 
     prompt: (
-        Text | Annotated[list[Text], Field(min_length=1, max_length=1)] | Annotated[list[Token], Field(min_length=1)]
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=_MOST_PROMPTS)]
+        | Tokens
+        | Annotated[list[Tokens], Field(min_length=1, max_length=_MOST_PROMPTS)]
     )
     max_tokens: Count | None = Field(default=16)
     best_of: Annotated[int, Field(ge=1, le=1)] | None = Field(default=None, description="only 1")
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
+    @model_validator(mode="after")
+    def _check_choices(self) -> CompletionRequest:
+        if (count := len(self.prompts) * (self.n or 1)) > _MOST_PROMPTS:
+            raise ValueError(f"prompts times n must be at most {_MOST_PROMPTS}, got {count}")
+        return self
+
     @property
-    def single(self) -> str | list[int]:
-        """The prompt."""
-        if isinstance(self.prompt, list) and isinstance(self.prompt[0], str):
-            return self.prompt[0]
-        return self.prompt
+    def prompts(self) -> list[str | list[int]]:
+        """Each one."""
+        return _several(self.prompt)
 
 
 class EmbeddingRequest(_Request):
-    """Body of ``POST /v1/embeddings``."""
+    """Body of ``POST /v1/embeddings``: texts, or their token ids."""
 
     input: (
         Annotated[Text, Field(min_length=1)]
-        | Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=256)]
+        | Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=_MOST_INPUTS)]
+        | Tokens
+        | Annotated[list[Tokens], Field(min_length=1, max_length=_MOST_INPUTS)]
     )
     encoding_format: Literal["float", "base64"] | None = None
 
     @property
-    def texts(self) -> list[str]:
-        """The texts."""
-        return [self.input] if isinstance(self.input, str) else list(self.input)
+    def texts(self) -> list[str | list[int]]:
+        """Each one."""
+        return _several(self.input)
+
+
+def _several(given: Any) -> list[str | list[int]]:
+    """A text or a list of tokens is one; anything else is a list of them."""
+    return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)

@@ -21,6 +21,8 @@ from agentic_compression.serving.engine import EngineOptions
 from agentic_compression.serving.launcher import Launcher
 from agentic_compression.serving.metrics import Metrics
 from agentic_compression.serving.pool import ModelPool, PoolOptions
+from agentic_compression.serving.security import read_proxies
+from agentic_compression.serving.server import uvicorn_options
 from agentic_compression.serving.sources import FolderSource, Source
 from agentic_compression.settings import Settings
 
@@ -64,12 +66,18 @@ class Servers:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="servers", daemon=True).start()
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, name="servers", daemon=True).start()
         self.launcher: Launcher = self.call(self._launch())
 
     def call(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(PATIENCE_S)
+
+    @property
+    def launcher_pid(self) -> int:
+        process = self.launcher._process
+        assert process is not None
+        return process.pid
 
     async def _launch(self) -> Launcher:
         launcher = Launcher(self._folder / "launcher.log")
@@ -90,11 +98,13 @@ class Servers:
         options = PoolOptions(**{"logs": self._folder, "load_timeout_s": PATIENCE_S, **limits})
         metrics = Metrics()
         pool = ModelPool(sources, engine or EngineOptions(), options, metrics, self.launcher)
-        app = create_app(pool, metrics, Settings(_env_file=None, **(settings or {})))
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10))
+        chosen = Settings(_env_file=None, **(settings or {}))
+        app = create_app(pool, metrics, chosen)
+        listening = uvicorn_options(10, read_proxies(chosen.serve_trusted_proxies))
+        server = uvicorn.Server(uvicorn.Config(app, **listening))
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
-            ending = asyncio.run_coroutine_threadsafe(server.serve([listener]), self._loop)
+            ending = asyncio.run_coroutine_threadsafe(server.serve([listener]), self.loop)
             try:
                 while not server.started:
                     assert not ending.done(), ending.result()
@@ -109,4 +119,4 @@ class Servers:
             self.launcher.close()
 
         self.call(end())
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.loop.call_soon_threadsafe(self.loop.stop)

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ from agentic_compression.tracking import open_client
 pytestmark = pytest.mark.slow
 
 PROMPT = "Question: Reverse the list lamp net knife cup.\nAnswer:"
+OTHERS = ["Question: Sort the digits 2 7 2 9 8.\nAnswer:", "Once there was a"]
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -96,6 +98,31 @@ def test_a_served_version_answers_as_its_checkpoint(address: str) -> None:
     answers = _ask(address, {"inputs": [PROMPT], "params": {"max_new_tokens": 8}})
     assert answers == [" cup knife net lamp"]
     assert _ask(address, {"dataframe_split": {"columns": ["prompt"], "data": [[PROMPT]]}})[0].startswith(answers[0])
+
+
+def _greedy(prompt: str, new_tokens: int) -> str:
+    """transformers alone, the arg max of every step without a cache."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(demo.model_path())
+    model: Any = AutoModelForCausalLM.from_pretrained(demo.model_path(), dtype="auto")
+    ids = tokenizer(prompt)["input_ids"]
+    begin = len(ids)
+    with torch.no_grad():
+        for _ in range(new_tokens):
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == tokenizer.eos_token_id:
+                break
+    return str(tokenizer.decode(ids[begin:], skip_special_tokens=True))
+
+
+@pytest.mark.timeout(900)
+def test_answers_of_several_lengths_are_the_checkpoints_greedy_ones(address: str) -> None:
+    prompts = [PROMPT, *OTHERS]
+    answers = _ask(address, {"inputs": prompts, "params": {"max_new_tokens": 12}})
+    assert answers == [_greedy(prompt, 12) for prompt in prompts]
+    assert len(set(answers)) == len(prompts)
 
 
 @pytest.mark.timeout(900)

@@ -192,8 +192,8 @@ TEXT = {"model": "dense", "prompt": "a"}
         ("chat/completions", {**CHAT, "temperature": 2.5}, 422, "invalid_request", "temperature"),
         ("chat/completions", {**CHAT, "tools": [{}]}, 400, "unsupported_parameter", "tools"),
         (
-            "chat/completions",
-            {**CHAT, "response_format": {"type": "json_object"}},
+            "completions",
+            {**TEXT, "response_format": {"type": "json_object"}},
             400,
             "unsupported_parameter",
             "response_format",

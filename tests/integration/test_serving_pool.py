@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ def test_a_process_that_the_system_kills_while_it_loads_lacked_memory(
         thread.join()
         assert (response.status_code, response.json()["error"]["code"]) == (503, "out_of_memory")
         assert "killed by the system" in server.get("/health/detailed").json()["models"]["dense"]["problem"]
+        time.sleep(int(response.headers["retry-after"]))
         ask(server, "dense")
         assert server.metric("acf_serve_loads_total", model="dense", outcome="out_of_memory") == 1
 

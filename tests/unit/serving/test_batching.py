@@ -29,6 +29,9 @@ class Counting:
         self.most = 0
         self.broken: set[int] = set()
 
+    def cost(self, tokens: Sequence[int]) -> int:
+        return sum(tokens)
+
     def run(self, portions: Sequence[Portion]) -> Any:
         rows = []
         assert len({portion.slot for portion in portions}) == len(portions)
@@ -130,6 +133,30 @@ def test_jobs_decode_together_and_wait_for_room() -> None:
     assert cramped.most == 2, "two requests of ten tokens fill a cache of twenty"
 
 
+class Rectangle(Counting):
+    """Takes memory for rows times width; checks that the scheduler keeps to it."""
+
+    def cost(self, tokens: Sequence[int]) -> int:
+        return len(tokens) * max(tokens, default=0)
+
+    def run(self, portions: Sequence[Portion]) -> Any:
+        rows = super().run(portions)
+        assert self.cost([len(held) for held in self.held.values()]) <= self.cells
+        return rows
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 80), st.integers(1, 12)), min_size=1, max_size=12))
+def test_a_model_whose_cache_is_a_rectangle_never_holds_more_than_it_may(plans: list[tuple[int, int]]) -> None:
+    told = Told()
+    scheduler = Scheduler(Rectangle(6, 100), Letters(), told)
+    for key, (length, new) in enumerate(plans):
+        scheduler.submit(job(key, [1] * length, new))
+    for _ in range(200):
+        scheduler.step()
+    assert told.texts == {key: expected([1] * length, new) for key, (length, new) in enumerate(plans)}
+
+
 def test_a_long_prompt_does_not_hold_up_an_answer() -> None:
     model, told = Counting(2, 5000), Told()
     scheduler = Scheduler(model, Letters(), told)
@@ -186,3 +213,76 @@ def test_log_probabilities_are_a_log_softmax() -> None:
     assert value == pytest.approx(0.5 - normal)
     assert [item[0] for item in top] == ["b", "d"]
     assert top[0][1] == pytest.approx(3.0 - normal)
+
+
+def pieces(count: int, log: list[str], name: str) -> Any:
+    try:
+        for number in range(count):
+            log.append(f"{name}{number}")
+            yield
+    finally:
+        log.append(f"{name} over")
+
+
+def test_other_work_is_done_a_piece_a_step_and_can_be_dropped() -> None:
+    told, log = Told(), []
+    scheduler = Scheduler(Counting(2, 100), Letters(), told)
+    scheduler.submit(job(0, [1], 5))
+    scheduler.add(1, pieces(3, log, "a"))
+    scheduler.add(2, pieces(9, log, "b"))
+    scheduler.step()
+    assert (log, len(told.texts[0])) == (["a0"], 1)
+    for _ in range(4):
+        scheduler.step()
+    assert log == ["a0", "a1", "a2", "a over", "b0"]
+    assert len(told.texts[0]) == 5
+    scheduler.cancel(2)
+    scheduler.step()
+    assert log[-2:] == ["b0", "b over"]
+    scheduler.step()
+    assert log[-1] == "b over"
+
+
+class Slow:
+    """A grammar that allows one letter, and takes as long as the test says."""
+
+    def __init__(self, only: int) -> None:
+        self.only, self.ready, self.waited = only, False, 0
+
+    def wait(self, seconds: float) -> None:
+        self.waited += 1
+
+    def mask(self, logits: Any) -> Any:
+        assert self.ready
+        return np.where(np.arange(len(logits)) == self.only, logits, -np.inf)
+
+    def accept(self, token: int) -> bool:
+        assert token == self.only
+        return False
+
+
+def test_a_slow_grammar_holds_up_no_other_request() -> None:
+    told = Told()
+    scheduler = Scheduler(Counting(2, 100), Letters(), told)
+    bound, grammar = job(1, [1], 3), Slow(7)
+    bound.grammar = grammar  # type: ignore[assignment]
+    scheduler.submit(job(0, [1], 6))
+    scheduler.submit(bound)
+    for _ in range(4):
+        scheduler.step()
+    assert len(told.texts[0]) == 4
+    assert 1 not in told.texts
+    assert grammar.waited == 0
+    grammar.ready = True
+    for _ in range(5):
+        scheduler.step()
+    assert told.texts == {0: expected([1], 6), 1: "hhh"}
+    lonely, grammar = job(2, [1], 3), Slow(7)
+    lonely.grammar = grammar  # type: ignore[assignment]
+    scheduler.submit(lonely)
+    for _ in range(3):
+        scheduler.step()
+    assert grammar.waited > 0, "with nothing else to do, it sleeps until the mask is there"
+    scheduler.cancel(2)
+    scheduler.step()
+    assert told.running == 0

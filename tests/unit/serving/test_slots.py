@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentic_compression.serving.batching import Portion
-from agentic_compression.serving.slots import BatchedSlots, SeparateSlots, open_slots
+from agentic_compression.serving.slots import BatchedSlots, SeparateSlots, cache_shape, open_slots
 from tests.unit.methods.tiny_models import tiny_model
 
 MODEL = tiny_model()
@@ -107,3 +107,33 @@ def test_what_is_not_a_number_stays_with_its_request() -> None:
         found, wanted = slots.run(step), alone.run(step)
         assert np.isfinite(found).all()
         np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@given(st.integers(1, 40), st.integers(1, 3000), st.integers(0, 40), st.integers(0, 3000), st.integers(0, 40_000))
+def test_a_cache_is_large_enough_and_never_larger_than_allowed(
+    rows: int, width: int, held_rows: int, held_width: int, spare: int
+) -> None:
+    cells = max(rows * width, held_rows * held_width) + spare
+    tall, wide = cache_shape((rows, width), (held_rows, held_width), 40, cells)
+    assert tall >= rows
+    assert wide >= width
+    assert tall * wide <= cells
+
+
+def test_memory_is_what_the_budget_says_when_short_requests_are_followed_by_a_long_one() -> None:
+    """Eight rows of a few tokens and then one of many: neither dimension's past may multiply the other's present."""
+    slots = BatchedSlots(MODEL, 8, 512)
+    slots.run([Portion(slot, (1, 2, 3), 0, True) for slot in range(8)])
+    assert slots.allocated <= 512
+    for slot in range(1, 8):
+        slots.free(slot)
+    longer = tuple(value % 250 for value in range(400))
+    np.testing.assert_allclose(
+        slots.run([Portion(0, longer, 3, True)])[0], reference(MODEL, [1, 2, 3, *longer]), atol=2e-4
+    )
+    assert 403 <= slots.allocated <= 512
+    slots.free(0)
+    rows = slots.run([Portion(slot, (4, 5, slot), 0, True) for slot in range(8)])
+    np.testing.assert_allclose(rows[7], reference(MODEL, [4, 5, 7]), atol=2e-4)
+    assert slots.allocated <= 512
+    assert slots.cost([3] * 7 + [50]) == 400
