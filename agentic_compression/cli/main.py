@@ -10,7 +10,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from agentic_compression import __version__
-from agentic_compression.cli import compare, inspect, maintain, mcp, memory, plan, registry, run, serve, work
+from agentic_compression.cli import (
+    chat,
+    compare,
+    export,
+    inspect,
+    maintain,
+    mcp,
+    memory,
+    plan,
+    registry,
+    run,
+    serve,
+    work,
+)
 from agentic_compression.errors import AcfError
 
 __all__ = ["app", "main"]
@@ -61,6 +74,8 @@ app.command("evaluate")(work.evaluate)
 app.command("compare")(compare.compare)
 app.command("rebuild")(work.rebuild)
 app.command("serve")(serve.serve)
+app.command("chat")(chat.chat)
+app.command("export")(export.export)
 app.command("doctor")(maintain.doctor)
 app.command("clean")(maintain.clean)
 app.command("env")(maintain.env)

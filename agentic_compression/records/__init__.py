@@ -29,6 +29,14 @@ from agentic_compression.records.evaluation import (
     Split,
     Throughput,
 )
+from agentic_compression.records.export import (
+    EXPORT_FORMATS,
+    ExportCheck,
+    ExportFormat,
+    ExportRecord,
+    ExportTolerance,
+    PromptCheck,
+)
 from agentic_compression.records.frontier import (
     EpisodeResults,
     Excluded,
@@ -73,6 +81,7 @@ from agentic_compression.records.study import PLANNERS, Constraint, StudyConfig,
 __all__ = [
     "ALIASES",
     "BASELINE",
+    "EXPORT_FORMATS",
     "PLANNERS",
     "AliasRule",
     "BenchmarkScore",
@@ -101,6 +110,10 @@ __all__ = [
     "ExpectationError",
     "Expected",
     "Experience",
+    "ExportCheck",
+    "ExportFormat",
+    "ExportRecord",
+    "ExportTolerance",
     "FinalResults",
     "Flips",
     "FrontierDocument",
@@ -125,6 +138,7 @@ __all__ = [
     "PromotionAction",
     "PromotionPolicy",
     "PromotionRequest",
+    "PromptCheck",
     "Proposal",
     "QualityOutcome",
     "Recalled",

@@ -25,6 +25,7 @@ WITH_JSON = (
     "acf compare",
     "acf doctor",
     "acf registry list",
+    "acf export",
 )
 LEAVES = sorted(path for path, command in commands().items() if not hasattr(command, "commands"))
 

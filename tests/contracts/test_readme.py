@@ -137,3 +137,13 @@ def test_method_of_the_readme_is_a_method(tmp_path: Path) -> None:
 def test_no_result_is_left_open() -> None:
     """A place kept for a measured number must have been filled before it is published."""
     assert [_name(path) for path in PAGES if "<!-- result:" in path.read_text()] == []
+
+
+def test_every_decision_is_in_the_index() -> None:
+    text = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (\d+)\. (.+)$", text, re.MULTILINE)
+    listed = re.findall(r"^\| \[(\d+)\]\(#([^)]+)\) \|", text, re.MULTILINE)
+    anchors = [
+        (number, re.sub(r"[^\w\- ]", "", f"{number}. {title}".lower()).replace(" ", "-")) for number, title in headings
+    ]
+    assert listed == anchors

@@ -1,0 +1,215 @@
+"""One export from the checkpoint's name to a finished, verified folder."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from agentic_compression import __version__
+from agentic_compression.errors import AcfError, ConfigurationError
+from agentic_compression.export.build import BuildRequest, Built
+from agentic_compression.export.card import model_card
+from agentic_compression.export.check import CheckRequest, tolerance_of
+from agentic_compression.export.destination import RECORD_NAME, new_export, require_free_place
+from agentic_compression.export.origin import Origin, find_origin, resolve_source
+from agentic_compression.export.plan import ExportPlan, plan_export
+from agentic_compression.export.recipe import recipe_of, write_recipe
+from agentic_compression.progress import Progress, no_progress
+from agentic_compression.records import ExportCheck, ExportFormat, ExportRecord, Record
+from agentic_compression.storage import write_record
+
+if TYPE_CHECKING:
+    from agentic_compression.execution import Supervisor
+    from agentic_compression.settings import Settings
+
+__all__ = ["ExportRequest", "export_checkpoint", "export_name"]
+
+_BUILD = "agentic_compression.export.build:build"
+_CHECK = "agentic_compression.export.check:check"
+_TIMEOUT_S = 6 * 3600.0
+_PACKAGES = (
+    "torch", "transformers", "safetensors", "compressed-tensors", "bitsandbytes", "accelerate", "xllamacpp", "gguf",
+    "onnx", "onnxruntime",
+)  # fmt: skip
+_LEGAL = re.compile(r"(?i)(licen[cs]e|notice|use_policy)[^/]{0,40}")
+
+
+class ExportRequest(Record):
+    """What a user asks for."""
+
+    source: str = Field(min_length=1, description="folder, models:/NAME@ALIAS, models:/NAME/VERSION, or 'demo'")
+    format: ExportFormat
+    output: Path | None = Field(default=None, description="new folder; data/exports/<name>-<format> when None")
+    gguf_type: str | None = Field(default=None, description="GGUF file type; by the checkpoint's bits when None")
+    base_model: str | None = Field(default=None, max_length=512, description="Hub id or folder of the source model")
+    force: bool = Field(default=False, description="replace an earlier export")
+
+
+def export_name(source: str) -> str:
+    """A folder name from what the user named: ``demo--demo-smallest`` from ``models:/demo--demo@smallest``."""
+    text = (
+        source.removeprefix("models:/") if source.startswith("models:/") else Path(source).expanduser().resolve().name
+    )
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.")[:100] or "model"
+
+
+def export_checkpoint(
+    request: ExportRequest, settings: Settings, supervisor: Supervisor, progress: Progress = no_progress
+) -> ExportRecord:
+    """Write an export, compare its answers with the checkpoint's, and put it in its place; or leave nothing.
+
+    Raises:
+        ConfigurationError: when the checkpoint has no such form, or the destination is taken.
+        ModelError: when the source leads nowhere.
+        AcfError: when the files cannot be written, or do not answer as the checkpoint does.
+    """
+    folder = resolve_source(request.source, settings)
+    plan = plan_export(folder, request.format, request.gguf_type)
+    final = request.output or settings.root / "data" / "exports" / f"{export_name(request.source)}-{request.format}"
+    final = final.expanduser().absolute()
+    require_free_place(final, force=request.force)
+    if final.resolve() == folder or folder in final.resolve().parents:
+        raise ConfigurationError(
+            f"an export must not lie in its checkpoint {folder}, got {final}; choose another place"
+        )
+    origin = find_origin(request.source, folder, settings, request.base_model)
+    with new_export(final, force=request.force) as unfinished:
+        if plan.making == "recipe":
+            record = _recipe(origin, request, unfinished)
+        else:
+            record = _model(origin, request, plan, unfinished, supervisor, progress)
+        record = record.model_copy(update={"path": str(final)})
+        _copy_legal(origin, unfinished)
+        (unfinished / "README.md").write_text(model_card(_with_files(record, unfinished), origin), encoding="utf-8")
+        record = _with_files(record, unfinished)
+        write_record(unfinished / RECORD_NAME, _shared(record))
+    return record
+
+
+def _recipe(origin: Origin, request: ExportRequest, folder: Path) -> ExportRecord:
+    assert origin.manifest is not None
+    recipe = recipe_of(origin.manifest)
+    write_recipe(recipe, folder)
+    return _record(origin, request, "recipe", recipe.notes, None)
+
+
+def _model(
+    origin: Origin,
+    request: ExportRequest,
+    plan: ExportPlan,
+    folder: Path,
+    supervisor: Supervisor,
+    progress: Progress,
+) -> ExportRecord:
+    """Build and check; where the tool chooses the GGUF type, the smallest one whose answers are near enough."""
+    tried: list[str] = []
+    for gguf_type in plan.gguf_types or (None,):
+        _empty(folder)
+        built = _build(origin, plan, gguf_type, folder, supervisor, progress)
+        checked = _check(origin, request, plan, gguf_type, folder, supervisor, progress)
+        if checked.passed:
+            return _record(origin, request, built.form, (*plan.notes, *built.notes, *tried), checked)
+        tried.append(f"{gguf_type} was tried and lies too far off: {checked.problem}")
+    raise AcfError(
+        f"the {request.format} export does not answer as {request.source}: {checked.problem}; nothing was written"
+    )
+
+
+def _build(
+    origin: Origin, plan: ExportPlan, gguf_type: str | None, folder: Path, supervisor: Supervisor, progress: Progress
+) -> Built:
+    request = BuildRequest(
+        source=str(origin.folder), folder=str(folder), plan=plan, gguf_type=gguf_type, threads=_threads()
+    )
+    done = supervisor.run(_BUILD, request, timeout_s=_TIMEOUT_S, progress=progress)
+    if done.result is None:
+        raise AcfError(f"{origin.source} could not be written as {gguf_type or plan.making}: {done.error}")
+    return Built.model_validate(done.result)
+
+
+def _check(
+    origin: Origin,
+    request: ExportRequest,
+    plan: ExportPlan,
+    gguf_type: str | None,
+    folder: Path,
+    supervisor: Supervisor,
+    progress: Progress,
+) -> ExportCheck:
+    kinds = {module.kind for module in origin.manifest.modules.values()} if origin.manifest else set()
+    asked = CheckRequest(
+        source=str(origin.folder),
+        folder=str(folder),
+        format=request.format,
+        tolerance=tolerance_of(gguf_type if plan.chosen else None, rounds_activations=bool(kinds & {"int8", "fp8"})),
+        threads=_threads(),
+    )
+    done = supervisor.run(_CHECK, asked, timeout_s=_TIMEOUT_S, progress=progress)
+    if done.result is None:
+        raise AcfError(f"the {request.format} export could not be run, nothing was written: {done.error}")
+    return ExportCheck.model_validate(done.result)
+
+
+def _record(
+    origin: Origin, request: ExportRequest, form: str, notes: tuple[str, ...], check: ExportCheck | None
+) -> ExportRecord:
+    return ExportRecord(
+        format=request.format,
+        form=form,
+        source=request.source,
+        source_digest=origin.digest,
+        base_digest=origin.manifest.base_digest if origin.manifest else "",
+        strategy=origin.strategy.label,
+        code_version=__version__,
+        packages=_versions(),
+        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        checkpoint_bytes=origin.size_bytes,
+        notes=notes,
+        check=check,
+    )
+
+
+def _with_files(record: ExportRecord, folder: Path) -> ExportRecord:
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*"))
+             if path.is_file()}  # fmt: skip
+    return record.model_copy(update={"files": files})
+
+
+def _shared(record: ExportRecord) -> ExportRecord:
+    """As it goes with the files: paths say something of the machine and nothing of the export."""
+    named = record.source.startswith("models:/")
+    return record.model_copy(update={"path": "", "source": record.source if named else Path(record.source).name})
+
+
+def _copy_legal(origin: Origin, folder: Path) -> None:
+    """The source model's licence texts go with its weights."""
+    for place in filter(None, (origin.base_folder, origin.folder)):
+        for path in sorted(place.iterdir()):
+            if path.is_file() and _LEGAL.fullmatch(path.name) and not (folder / path.name).exists():
+                shutil.copyfile(path, folder / path.name)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _threads() -> int:
+    return max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,220 @@
+"""Every way to store a layer in every format: written, loaded where it is to run, compared; broken ones show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from agentic_compression.checkpoints import load_checkpoint
+from agentic_compression.checkpoints.low_rank_linear import LowRankLinear
+from agentic_compression.errors import AcfError, ConfigurationError
+from agentic_compression.export.build import BuildRequest, Built, build
+from agentic_compression.export.check import CheckRequest, check, problem_with, tolerance_of
+from agentic_compression.export.dense import make_dense
+from agentic_compression.export.plan import plan_export
+from agentic_compression.records import ExportCheck, ExportFormat
+from tests.unit.export.checkpoints import BY_HAND, STRATEGIES, applied, made
+from tests.unit.methods.bitsandbytes_reference import bitsandbytes
+from tests.unit.methods.tiny_models import logits, tiny_model
+
+EVERY = (*STRATEGIES, *BY_HAND)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {name: made(name, root / name) for name in EVERY}
+
+
+def built(source: Path, wanted: ExportFormat, folder: Path, gguf_type: str | None = None) -> Built:
+    plan = plan_export(source, wanted, gguf_type)
+    folder.mkdir()
+    first = plan.gguf_types[0] if plan.gguf_types else None
+    return build(BuildRequest(source=str(source), folder=str(folder), plan=plan, gguf_type=first))
+
+
+def checked(source: Path, wanted: ExportFormat, folder: Path, *, rounds: bool = False) -> ExportCheck:
+    tolerance = tolerance_of(rounds_activations=rounds)
+    return check(CheckRequest(source=str(source), folder=str(folder), format=wanted, tolerance=tolerance))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_plain_transformers_answers_alike(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    if name in {"int8", "nf4"}:
+        bitsandbytes()
+    built(folders[name], "hf", tmp_path / "hf")
+    result = checked(folders[name], "hf", tmp_path / "hf", rounds=name in {"int8", "fp8"})
+    assert result.passed, result.problem
+    assert result.tokens > 100
+    own = load_checkpoint(folders[name]).model
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", local_files_only=True).eval()
+    expected, got = logits(own).double(), logits(plain).double()
+    limit = 0.05 if name in {"int8", "fp8"} else 0.02
+    assert float((got - expected).norm() / expected.norm()) < limit
+
+
+@pytest.mark.parametrize("name", ["zeros", "low_rank", "low_rank_packed", "adapted", "zeros_and_int8"])
+def test_what_has_no_standard_form_becomes_dense(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    made_of = built(folders[name], "hf", tmp_path / "hf")
+    assert made_of.form == "dense float32"
+    assert "quantization_config" not in json.loads((tmp_path / "hf" / "config.json").read_text())
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    assert tensors["model.layers.0.mlp.up_proj.weight"].shape == (128, 64)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+def test_products_of_quantized_factors_have_the_models_own_width() -> None:
+    model = tiny_model("llama", torch.bfloat16)
+    pair = LowRankLinear(*(torch.nn.Linear(*shape, bias=False).bfloat16() for shape in ((64, 32), (32, 128))))
+    model.model.layers[0].mlp.up_proj = pair
+    applied(model, "rtn:bits=8,group_size=32")
+    assert make_dense(model) == 14
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", ["rtn4", "rtn8", "int8", "fp8", "zeros_and_int8"])
+def test_compressed_tensors_folders_answer_alike(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    built(folders[name], "compressed-tensors", tmp_path / "made")
+    config = json.loads((tmp_path / "made" / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+    rounds = name in {"int8", "fp8", "zeros_and_int8"}
+    result = checked(folders[name], "compressed-tensors", tmp_path / "made", rounds=rounds)
+    assert result.passed, result.problem
+
+
+def test_int8_codes_survive_compressed_tensors_exactly(folders: dict[str, Path], tmp_path: Path) -> None:
+    built(folders["int8"], "compressed-tensors", tmp_path / "made")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "made", local_files_only=True).eval()
+    own = load_checkpoint(folders["int8"]).model
+    name = "model.layers.1.mlp.down_proj"
+    logits(plain)  # compressed-tensors unpacks its layers when they first run
+    unpacked = plain.get_submodule(name)
+    layer = own.get_submodule(name)
+    expected = layer.codes.float() * layer.scale.float()[:, None]
+    assert torch.allclose(unpacked.weight.float(), expected, rtol=1e-2, atol=1e-6)
+    assert torch.equal(unpacked.bias, layer.bias) if layer.bias is not None else unpacked.bias is None
+
+
+@pytest.mark.parametrize("name", ["dense", "rtn4", "low_rank_packed", "adapted"])
+def test_gguf_files_answer_alike(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    made_of = built(folders[name], "gguf", tmp_path / "gguf", "F16")
+    assert made_of.form == "F16"
+    result = checked(folders[name], "gguf", tmp_path / "gguf")
+    assert result.passed, result.problem
+    assert result.runtime.startswith("llama.cpp")
+
+
+@pytest.mark.slow
+def test_onnx_graphs_answer_alike_at_any_length(folders: dict[str, Path], tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    built(folders["rtn4"], "onnx", tmp_path / "onnx")
+    result = checked(folders["rtn4"], "onnx", tmp_path / "onnx")
+    assert result.passed, result.problem
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
+    own = load_checkpoint(folders["rtn4"], dtype="float32").model
+    for rows, tokens in ((1, 1), (3, 11)):
+        ids = torch.randint(2, 250, (rows, tokens))
+        feed = {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()}
+        with torch.no_grad():
+            expected = own(input_ids=ids).logits
+        got = torch.from_numpy(session.run(["logits"], feed)[0])
+        assert float((got - expected).norm() / expected.norm()) < 0.02
+
+
+@pytest.mark.parametrize("wanted", ["hf", "gguf"])
+def test_a_corrupted_export_does_not_pass(wanted: ExportFormat, folders: dict[str, Path], tmp_path: Path) -> None:
+    built(folders["dense"], wanted, tmp_path / "made", "F16" if wanted == "gguf" else None)
+    if wanted == "hf":
+        path = tmp_path / "made" / "model.safetensors"
+        tensors = load_file(path)
+        tensors["model.layers.1.mlp.down_proj.weight"].neg_()
+        path.unlink()  # a hard link to the checkpoint's own file
+        save_file(tensors, path, metadata={"format": "pt"})
+    else:
+        path = tmp_path / "made" / "model.gguf"
+        data = bytearray(path.read_bytes())
+        data[-60_000:-30_000] = bytes(30_000)
+        path.write_bytes(bytes(data))
+    result = checked(folders["dense"], wanted, tmp_path / "made")
+    assert not result.passed
+    assert "KL divergence" in result.problem
+
+
+def test_weights_that_miss_are_an_error(folders: dict[str, Path], tmp_path: Path) -> None:
+    built(folders["dense"], "hf", tmp_path / "made")
+    path = tmp_path / "made" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.down_proj.weight"]
+    path.unlink()
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(AcfError, match=r"misses 1 weights.*down_proj"):
+        checked(folders["dense"], "hf", tmp_path / "made")
+
+
+def test_another_tokenizer_is_an_error(folders: dict[str, Path], tmp_path: Path) -> None:
+    built(folders["dense"], "hf", tmp_path / "made")
+    path = tmp_path / "made" / "tokenizer.json"
+    values = json.loads(path.read_text())
+    values["post_processor"] = None
+    path.write_text(json.dumps(values))
+    with pytest.raises(AcfError, match="tokenizer reads"):
+        checked(folders["dense"], "hf", tmp_path / "made")
+
+
+def test_the_checkpoint_itself_is_not_changed(folders: dict[str, Path], tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folders["zeros"].iterdir()}
+    for wanted in ("hf", "gguf"):
+        built(folders["zeros"], wanted, tmp_path / wanted)
+    assert {path.name: path.read_bytes() for path in folders["zeros"].iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["dense", "zeros", "nf4", "low_rank", "adapted"])
+def test_compressed_tensors_refuses_with_the_reason(name: str, folders: dict[str, Path]) -> None:
+    with pytest.raises(ConfigurationError, match=r"compressed-tensors .*; use --format hf"):
+        plan_export(folders[name], "compressed-tensors")
+
+
+def test_gguf_types_begin_at_the_checkpoints_bits(folders: dict[str, Path]) -> None:
+    first = {name: plan_export(folders[name], "gguf").gguf_types[0] for name in ("dense", "rtn4", "rtn8", "low_rank")}
+    assert first == {"dense": "F16", "rtn4": "Q4_K_M", "rtn8": "Q8_0", "low_rank": "F16"}
+    assert plan_export(folders["rtn4"], "gguf").gguf_types[-1] == "F16"
+
+
+@pytest.mark.parametrize("asked", ["IQ2_XXS", "Q9", "q4_k_m"])
+def test_gguf_types_that_cannot_be_made_are_refused(asked: str, folders: dict[str, Path]) -> None:
+    with pytest.raises(ConfigurationError, match="--type is one of"):
+        plan_export(folders["dense"], "gguf", asked)
+
+
+def test_a_type_without_gguf_is_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(ConfigurationError, match="--type is of GGUF files"):
+        plan_export(folders["dense"], "hf", "Q8_0")
+
+
+def result_of(mean: float, largest: float, agreement: float) -> ExportCheck:
+    return ExportCheck(
+        runtime="a", reference="b", prompts=(), tokens=9, top1_agreement=agreement, mean_kl=mean, max_kl=largest,
+        tolerance=tolerance_of(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mean", "largest", "agreement", "said"),
+    [(0.01, 0.1, 0.95, ""), (0.03, 0.1, 0.95, "a token"), (0.01, 0.6, 0.95, "up to"), (0.01, 0.1, 0.8, "agree on")],
+)
+def test_each_limit_is_held(mean: float, largest: float, agreement: float, said: str) -> None:
+    problem = problem_with(result_of(mean, largest, agreement))
+    assert said in problem
+    assert bool(problem) == bool(said)
+
+
+def test_fewer_bits_may_differ_by_more() -> None:
+    allowed = [tolerance_of(name).mean_kl for name in ("F16", "Q8_0", "Q6_K", "Q5_K_M", "IQ4_XS", "Q3_K_S", "Q2_K")]
+    assert allowed == sorted(allowed)
+    assert tolerance_of("F32") == tolerance_of("BF16") == tolerance_of()

@@ -1,0 +1,98 @@
+"""Recipes for other tools say what was done, and name what they cannot say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from compressed_tensors.quantization import QuantizationScheme
+
+from agentic_compression.checkpoints.manifest import CheckpointManifest, PackedModule
+from agentic_compression.errors import ConfigurationError
+from agentic_compression.export.plan import plan_export
+from agentic_compression.export.recipe import Recipe, recipe_of, write_recipe
+from agentic_compression.methods import describe_methods, read_strategy
+from agentic_compression.records import Strategy
+from tests.unit.export.checkpoints import made
+
+QUANTIZERS = ("rtn", "gptq", "awq", "autoround", "mixed_precision", "int8", "fp8")
+
+
+def recipe(text: str, modules: dict[str, Any] | None = None) -> Recipe:
+    manifest = CheckpointManifest(base_digest="x", strategy=Strategy.parse(text), modules=modules or {})
+    return recipe_of(manifest)
+
+
+@pytest.mark.parametrize("name", [method.name for method in describe_methods()])
+def test_every_method_is_translated_or_named(name: str, tmp_path: Path) -> None:
+    found = recipe(name)
+    assert found.modifiers or any(note.startswith(f"{name}: no counterpart") for note in found.notes)
+    write_recipe(found, tmp_path)
+    assert read_strategy(str(tmp_path / "strategy.json")).key == found.strategy.key
+    assert json.loads((tmp_path / "not_translated.json").read_text()) == list(found.notes)
+    assert (tmp_path / "llm_compressor.yaml").exists() == bool(found.modifiers)
+
+
+@pytest.mark.parametrize("name", [name for name in QUANTIZERS if name != "fp8"])
+def test_schemes_are_ones_that_compressed_tensors_accepts(name: str) -> None:
+    groups = [values["config_groups"] for _, values in recipe(name).modifiers if "config_groups" in values]
+    assert groups
+    for group in groups[0].values():
+        scheme = QuantizationScheme.model_validate(group)
+        assert scheme.weights is not None
+
+
+def test_parameters_arrive() -> None:
+    found = recipe("sparsegpt:pattern=2:4,damp_percent=0.05 | gptq:bits=8,group_size=32,act_order=true,symmetric=true")
+    (first, pruning), (second, rounding) = found.modifiers
+    assert (first, second) == ("SparseGPTModifier", "GPTQModifier")
+    assert pruning["mask_structure"] == "2:4"
+    assert pruning["dampening_frac"] == 0.05
+    assert rounding["actorder"] == "static"
+    assert rounding["dampening_frac"] == 0.01
+    weights = rounding["config_groups"]["group_0"]["weights"]
+    assert (weights["num_bits"], weights["group_size"], weights["symmetric"]) == (8, 32, True)
+    assert weights["observer"] == "mse"
+
+
+def test_the_widths_that_layers_really_got_are_written() -> None:
+    few, many = (PackedModule(bits=bits, group_size=64, symmetric=False) for bits in (8, 4))
+    modules = {"a": many, "b": many, "c": few}
+    found = recipe("autoround:bits=4,group_size=64", modules)
+    groups = found.modifiers[0][1]["config_groups"]
+    assert groups["group_0"]["targets"] == ["Linear"]
+    assert groups["group_1"]["targets"] == ["c"]
+    assert groups["group_1"]["weights"]["num_bits"] == 8
+    assert found.auto_round is not None
+    assert found.auto_round["layer_config"] == {"c": {"bits": 8, "group_size": 64, "sym": False}}
+
+
+def test_auto_round_takes_the_arguments() -> None:
+    auto_round = pytest.importorskip("auto_round")
+    import inspect
+
+    found = recipe("autoround")
+    assert found.auto_round is not None
+    known = set(inspect.signature(auto_round.AutoRound.__new__).parameters) | {"sym", "bits", "group_size"}
+    assert set(found.auto_round) <= known
+
+
+def test_two_stages_of_one_modifier_both_stay(tmp_path: Path) -> None:
+    write_recipe(recipe("wanda:sparsity=0.3 | wanda:sparsity=0.5"), tmp_path)
+    stages = yaml.safe_load((tmp_path / "llm_compressor.yaml").read_text())
+    assert all(stage.endswith("_stage") for stage in stages), "llm-compressor passes over other names"
+    shares = [values["sparsity"] for stage in stages.values() for group in stage.values() for values in group.values()]
+    assert shares == [0.3, 0.5]
+
+
+def test_the_file_itself_names_what_it_leaves_out(tmp_path: Path) -> None:
+    write_recipe(recipe("drop_layers | gptq"), tmp_path)
+    assert "drop_layers: no counterpart, it changes the architecture" in (tmp_path / "llm_compressor.yaml").read_text()
+
+
+def test_a_model_to_which_nothing_was_done_has_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="nothing was done"):
+        plan_export(made("dense", tmp_path / "dense"), "recipe")
