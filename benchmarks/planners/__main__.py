@@ -6,9 +6,9 @@ Each replay sees another half of a table's items; all planners see the same half
 frozen reference point. Printed are the hypervolume after 5, 10, 20 and 40 episodes as a share of the table's best, the
 episodes to 90 and 95 % of it, the mean share over the episodes after the given ones (area under the curve), and the
 paired difference of that area to the default planner's with a bootstrap interval over seeds. A Gaussian process takes
-seconds a proposal: it follows over fewer seeds and 20 episodes, the default search beside it cut to the same. Then the
-hybrid planner with a language model: scripted stand-ins, marked as such, over fewer seeds, and what was recorded of
-real ones (``benchmarks.planners.transcripts``), each beside the same search without it.
+seconds a proposal: it follows over fewer seeds. Then the hybrid planner with a language model: scripted stand-ins,
+marked as such, over fewer seeds, and what was recorded of real ones (``benchmarks.planners.transcripts``), each beside
+the same search without it.
 
 Courses are kept in ``benchmarks/data/courses.json`` by the content of table, planner and settings, so that only what
 changed is replayed. Of the kept ones, ``--check`` of every planner and table, drawn anew each time, are replayed and
@@ -27,7 +27,7 @@ import numpy as np
 
 from agentic_compression.planning.seeds import SEEDS
 from benchmarks.planners import transcripts
-from benchmarks.planners.courses import OURS, SLOW, SLOW_EPISODES, Courses
+from benchmarks.planners.courses import OURS, SLOW, Courses
 from benchmarks.planners.language import STAND_INS
 from benchmarks.planners.replay import Course
 from benchmarks.planners.stock import STOCK
@@ -50,9 +50,7 @@ def main() -> None:
         _print(table, {name: found[table, name] for name in names}, options.given, options.episodes)
     for table in tables if slow else ():
         ways = {name: courses.get(table, name, range(options.slow_seeds)) for name in (OURS, *slow)}
-        episodes = min(SLOW_EPISODES, options.episodes)
-        cut = {name: [Course(course.volumes[: episodes + 1], []) for course in way] for name, way in ways.items()}
-        _print(table, cut, options.given, episodes)
+        _print(table, ways, options.given, options.episodes)
     for table in tables:
         ways = {name: courses.get(table, name, range(options.language_seeds)) for name in (OURS, *stand_ins)}
         _print_language(table, ways, options.given)

@@ -21,10 +21,11 @@ from benchmarks.planners.replay import Course, Replay, play
 from benchmarks.planners.stock import STOCK, stock_planner
 from benchmarks.planners.table import DATA, Table
 
-__all__ = ["COURSES", "OURS", "SLOW_EPISODES", "Courses"]
+__all__ = ["COURSES", "OURS", "SLOW", "Courses"]
 
 OURS = "greybox"
-SLOW, SLOW_EPISODES = ("gp", "stock-gp-2", "stock-gp"), 20
+SLOW = ("gp", "stock-gp-2", "stock-gp")
+"""Gaussian processes, which take seconds a proposal and minutes when told five objectives."""
 COURSES = DATA / "courses.json"
 _HERE = Path(__file__).resolve().parent
 _PACKAGE = _HERE.parent.parent / "agentic_compression"
@@ -56,7 +57,7 @@ class Courses:
 
     Args:
         given: strategies that every planner is given.
-        episodes: of a course; of slow planners ``SLOW_EPISODES`` at most.
+        episodes: of a course.
         jobs: processes that play at once.
         again: play what is kept, too.
     """
@@ -89,20 +90,16 @@ class Courses:
         return len(seeds), [int(seed) for seed, way in zip(seeds, played, strict=True) if way != known[seed]]
 
     def _play(self, table: str, name: str, seeds: Sequence[int]) -> list[list[int]]:
-        episodes = self._episodes_of(name)
         if not seeds:
             return []
         with ProcessPoolExecutor(self._jobs) as pool:
-            return list(pool.map(_one, [(table, name, seed, self._given, episodes) for seed in seeds]))
+            return list(pool.map(_one, [(table, name, seed, self._given, self._episodes) for seed in seeds]))
 
     def _key(self, table: str, name: str) -> str:
         """Of everything that a course follows from: table, the planner's code, the library's version, the settings."""
         code = content_digest([path.read_text() for path in (*_SHARED, *_OWN.get(name, _OPTUNA))])
-        data, episodes = content_digest((DATA / f"{table}.json").read_text()), self._episodes_of(name)
-        return f"{table} {name} {self._given} {episodes} {content_digest([data, code, version('optuna')])}"
-
-    def _episodes_of(self, name: str) -> int:
-        return min(SLOW_EPISODES, self._episodes) if name in SLOW else self._episodes
+        data = content_digest((DATA / f"{table}.json").read_text())
+        return f"{table} {name} {self._given} {self._episodes} {content_digest([data, code, version('optuna')])}"
 
     def _keep(self, key: str, known: dict[str, list[int]]) -> None:
         """In the place of what the same planner came to with other code; read again, for others may write as well."""
