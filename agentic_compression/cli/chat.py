@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,14 +13,15 @@ from agentic_compression.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator
+    from collections.abc import Coroutine, Iterator
 
     from agentic_compression.cli.chat_view import ChatView
     from agentic_compression.serving.sources import Target
-    from agentic_compression.serving.talk import Side, TalkOptions
+    from agentic_compression.serving.talk import Reply, Side, TalkOptions
 
 __all__ = ["chat"]
 
+_ANSWER = "answer of a chat"
 _MODEL = "models:/NAME@ALIAS, models:/NAME/VERSION, a checkpoint folder, or 'demo'."
 
 
@@ -82,16 +83,20 @@ def _answer(
     *,
     keep_going: bool,
 ) -> None:
-    """Ask each side in turn. A question that cannot be asked ends the program only where there is one question."""
+    """Ask each side in turn. A question that cannot be asked ends the program only where there is one question.
+
+    What not every side has answered is forgotten by all, or their next answers would be to different conversations.
+    """
     import secrets
 
     from agentic_compression.serving.engine import EngineBusyError, PromptError
 
     seed, replies = secrets.randbits(32), []
+    before = [list(side.history) for side in sides]
     try:
         with view.answering() as show:
             for place, side in enumerate(sides):
-                reply = runner.run(side.answer(question, options, seed, partial(show, place)))
+                reply = runner.run(_named(side.answer(question, options, seed, partial(show, place))))
                 view.answered(place, reply)
                 replies.append(reply)
                 if reply.finish == "interrupted":
@@ -103,7 +108,32 @@ def _answer(
     except KeyboardInterrupt:
         if not keep_going:
             raise
+        runner.run(_end_answers())
+    if len(replies) < len(sides):
+        for side, history in zip(sides, before, strict=True):
+            side.history = history
+        if replies:
+            view.note("not answered by both, so forgotten by both")
     view.summarize(replies)
+
+
+async def _named(answer: Coroutine[Any, Any, Reply]) -> Reply:
+    import asyncio
+
+    task = asyncio.current_task()
+    assert task is not None
+    task.set_name(_ANSWER)
+    return await answer
+
+
+async def _end_answers() -> None:
+    """One that a second Ctrl-C left half stopped must not go on into the next."""
+    import asyncio
+
+    left = [task for task in asyncio.all_tasks() if task.get_name() == _ANSWER]
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
 
 
 def _questions(view: ChatView, sides: list[Side]) -> Iterator[str]:

@@ -160,6 +160,7 @@ class JournalEntry(Record):
     study: str = ""
     forced: bool = False
     undoes: str = Field(default="", description="the move that a rollback takes back")
+    automatic: bool = Field(default=False, description="no person chose it: a failed smoke test took the move back")
     request: str = Field(default="", description="the request that an approval completes")
     recovered: bool = Field(default=False, description="carried out by a later process than the one that intended it")
     born: int = Field(default=0, description="when the registered model was made, ms since 1970 UTC; 0: not noted")

@@ -167,11 +167,15 @@ class AliasJournal:
         return stacks
 
     def held_by_hand(self, model: str) -> frozenset[str]:
-        """Aliases whose last move a person chose."""
+        """Aliases whose last move a person chose; where that was taken back automatically, the move that stands."""
         entries = self.valid(self.entries(model))
-        chosen = _by_hand(entries)
-        last = {alias: entry.id for entry in _carried_out(entries) for alias in entry.after}
-        return frozenset(alias for alias, move in last.items() if move in chosen)
+        chosen, stacks = _by_hand(entries), self.standing(model)
+        last = {alias: entry for entry in _carried_out(entries) for alias in entry.after}
+        return frozenset(
+            alias
+            for alias, move in last.items()
+            if (any(change.by_hand for change in stacks[alias][-1:]) if move.automatic else move.id in chosen)
+        )
 
     def rejected_by_rollback(self, model: str) -> frozenset[tuple[str, str]]:
         """Aliases with versions that somebody took back, and that nobody has promoted again since."""

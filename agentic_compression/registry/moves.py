@@ -39,6 +39,7 @@ class Note:
     forced: bool = False
     undoes: str = ""
     request: str = ""
+    automatic: bool = False
 
 
 def recover(client: MlflowClient, journal: AliasJournal) -> list[JournalEntry]:
@@ -91,6 +92,7 @@ def rollback(
     alias: str | None = None,
     why: str = "",
     undoing: str | None = None,
+    automatic: bool = False,
 ) -> JournalEntry:
     """Take back the model's last move, or one alias's last.
 
@@ -101,6 +103,7 @@ def rollback(
         alias: of which the last move is meant; all of the model's last move when None.
         why: for the journal.
         undoing: the move that is meant, where only that one may be taken back.
+        automatic: no person takes it back, so that the version before is held by whose choice it was.
 
     Raises:
         ConfigurationError: when there is nothing to take back, an alias moved without the journal since, or another
@@ -124,7 +127,7 @@ def rollback(
                 )
             require_usable(client, model, change.before)
         back = {change.alias: change.before for change in changes}
-        done = move_aliases(client, journal, model, back, Note("rollback", why, undoes=entry.id))
+        done = move_aliases(client, journal, model, back, Note("rollback", why, undoes=entry.id, automatic=automatic))
         assert done is not None
         return done
 

@@ -184,6 +184,7 @@ def promote(desk: RegistryDesk, request: PromotionRequest, verdict: GateVerdict)
                 f"{request.alias} of {request.model} moved to version {current or 'none'} meanwhile, the gate compared "
                 f"with {verdict.incumbent or 'none'}; ask again"
             )
+        require_usable(desk.client, request.model, request.version)  # measuring took its time
         if verdict.passed:
             require_standing(desk.client, request.model, request.version)
         by_request = request.require_approval or desk.policy.require_approval
@@ -227,7 +228,9 @@ def smoke_test(desk: RegistryDesk, promoted: Promoted, bench: Workbench) -> Prom
         return promoted.model_copy(update={"smoke": smoke})
     why = f"the smoke test of {verdict.model}/{verdict.version} failed: {smoke.error}"
     undoing = promoted.entry.id if promoted.entry else None
-    entry = rollback(desk.client, desk.journal, verdict.model, alias=verdict.alias, why=why, undoing=undoing)
+    entry = rollback(
+        desk.client, desk.journal, verdict.model, alias=verdict.alias, why=why, undoing=undoing, automatic=True
+    )
     return promoted.model_copy(update={"status": "rolled back", "entry": entry, "smoke": smoke})
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
 from agentic_compression.demo import model_path
 from agentic_compression.runtimes import GenerationOptions, open_runtime
@@ -49,7 +50,7 @@ def test_two_models_answer_each_line_and_what_it_took_is_told(home: Path, served
         assert reply["energy_source"] in {"estimated", "measured"}
         assert reply["memory_bytes"] > 1_000_000
         assert 0 < reply["first_token_s"] <= reply["seconds"]
-        assert reply["joules_per_token"] * reply["tokens"] == reply["joules"]
+        assert reply["joules_per_token"] * reply["tokens"] == pytest.approx(reply["joules"])
     assert "/reset forgets" in done.stderr
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +22,12 @@ from agentic_compression.registry import (
     approve,
     holders,
     move_aliases,
+    parse_version,
     recover,
     reject,
     rollback,
 )
+from agentic_compression.registry.mlflow_model import checkpoint_of
 from agentic_compression.study.promotion import promote, require_promoted, verdict_on
 from tests.unit.registry.desks import Studio
 
@@ -95,6 +98,29 @@ def test_only_the_move_that_is_meant_is_taken_back(promoted: Studio) -> None:
     with pytest.raises(ConfigurationError, match="moved again since"):
         rollback(desk.client, desk.journal, promoted.name, alias="champion", undoing=late.id)
     assert promoted.aliases()["champion"] == "1"
+
+
+def test_what_comes_back_by_itself_is_held_by_whose_choice_it_was(promoted: Studio) -> None:
+    desk = promoted.desk
+    for automatic, by_hand in ((False, True), (True, False)):
+        moved = _promote(promoted, "3", "champion").entry
+        rollback(desk.client, desk.journal, promoted.name, undoing=moved.id, automatic=automatic)
+        assert promoted.aliases()["champion"] == "2"
+        assert ("champion" in desk.journal.held_by_hand(promoted.name)) is by_hand
+    _promote(promoted, "1", "champion")
+    moved = _promote(promoted, "3", "champion").entry
+    rollback(desk.client, desk.journal, promoted.name, undoing=moved.id, automatic=True)
+    assert "champion" in desk.journal.held_by_hand(promoted.name)
+
+
+def test_a_forced_move_does_not_end_at_a_checkpoint_deleted_meanwhile(promoted: Studio) -> None:
+    desk = promoted.desk
+    request = PromotionRequest(model=promoted.name, version="4", alias="champion", force=True, reason="wanted")
+    verdict = verdict_on(desk, request)
+    shutil.rmtree(checkpoint_of(Path(parse_version(desk.client, f"{promoted.name}/4").source)))
+    with pytest.raises(ModelError):
+        promote(desk, request, verdict)
+    assert promoted.aliases()["champion"] == "2"
 
 
 def test_a_registry_that_does_not_answer_leaves_the_move_to_be_completed(

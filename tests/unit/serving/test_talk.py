@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from agentic_compression.cli.chat import _questions, _targets
+from agentic_compression.cli.chat import _answer, _end_answers, _named, _questions, _targets
 from agentic_compression.cli.chat_view import comparison, cost_line, printable
 from agentic_compression.errors import ConfigurationError, UnavailableError
 from agentic_compression.evaluation.energy import CpuTimeCounter
@@ -112,6 +113,40 @@ def test_models_that_do_not_fit_together_are_not_loaded(tmp_path: Path, monkeypa
 
     with pytest.raises(UnavailableError, match="a about 74 MB, b about 74 MB must fit the 100 MB"):
         asyncio.run(load())
+
+
+def test_what_one_side_does_not_answer_both_forget() -> None:
+    first, second = side_of(Engine("one two"), [0.0, 1.0, 2.0, 3.0]), side_of(Engine(""), [0.0, 1.0])
+    said: list[str] = []
+    view: Any = SimpleNamespace(
+        answering=lambda: nullcontext(lambda place, text: None),
+        answered=lambda place, reply: said.append(f"{place}: {reply.finish}"),
+        complain=lambda text: said.append("complaint"),
+        note=said.append,
+        summarize=lambda replies: None,
+    )
+    with asyncio.Runner() as runner:
+        _answer(runner, view, [first, second], "Count", OPTIONS, keep_going=True)
+        assert said == ["0: stop", "complaint", "not answered by both, so forgotten by both"]
+        assert first.history == second.history == []
+        _answer(runner, view, [first], "Count", OPTIONS, keep_going=True)
+        assert len(first.history) == 2
+
+
+def test_an_answer_left_half_stopped_does_not_go_on_into_the_next() -> None:
+    engine = Engine("one two three", hangs_after=1)
+    side = side_of(engine, [0.0, 1.0])
+
+    async def leave() -> None:
+        left = asyncio.create_task(_named(side.answer("Count", OPTIONS, 3, lambda text: None)))
+        await asyncio.sleep(0.2)
+        assert not left.done()
+
+    with asyncio.Runner() as runner:
+        runner.run(leave())
+        assert engine.closed == 0
+        runner.run(_end_answers())
+        assert engine.closed == 1
 
 
 def test_lines_are_questions_or_commands() -> None:
