@@ -71,7 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--given", type=int, default=SEEDS, help="strategies that all planners are given")
     parser.add_argument("--slow", default="stock-gp-2", help=f"of {', '.join(SLOW)}; empty for none")
     parser.add_argument("--slow-seeds", type=int, default=10)
-    parser.add_argument("--language-seeds", type=int, default=10, help="of the stand-ins for a language model")
+    parser.add_argument("--language-seeds", type=int, default=5, help="of the stand-ins for a language model")
     parser.add_argument("--stand-ins", default=",".join(STAND_INS), help="empty for none")
     parser.add_argument("--again", action="store_true", help="replay what is kept, too")
     parser.add_argument("--check", type=int, default=1, help="kept courses to replay of every planner and table")

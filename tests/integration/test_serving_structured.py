@@ -187,9 +187,9 @@ def test_any_schema_is_kept_to_or_refused(server: Running, schema: dict[str, Any
 
 
 def test_a_client_that_leaves_while_its_schema_is_compiled_leaves_nothing(server: Running) -> None:
-    slow = {"allOf": [{"type": "integer", "multipleOf": prime} for prime in (991, 997, 983)]}
+    slow = {"type": "integer", "multipleOf": 9_999_973}  # takes all the seconds that a trial may take
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/v1/chat/completions", json=shaped(slow, model="dense"), timeout=0.3)
+        httpx.post(f"{server.url}/v1/chat/completions", json=shaped(slow, model="dense"), timeout=0.5)
     loaded = server.pool.models["dense"].loaded
     assert loaded is not None
     began = time.monotonic()
