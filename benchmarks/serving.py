@@ -3,12 +3,17 @@
     python -m benchmarks.serving [MODEL] [--seconds 6] [--clients 1,4,16] [--rounds 3] [--threads 1]
     python -m benchmarks.serving [MODEL] --soak 60 [--clients 64]
 
-Comparison: N clients stream drawn answers of one length over real sockets, from the same checkpoint served by
+Comparison: N clients stream answers of one length over real sockets, from the same checkpoint served by
 ``acf serve`` and by ``transformers serve``, and, as a GGUF file in float16, by ``acf serve`` and by llama.cpp's own
 server. Beside them stands our engine without a server: the scheduler with the same requests in one process, and the
-runtime's ``time_batch``, which decodes equal requests greedily and makes no text. All are measured in turns, because a
-machine's speed drifts; figures are medians of the rounds and ratios are medians of the rounds' ratios. The others'
-servers answer as they come from their makers, with the same threads and slots.
+runtime's ``time_batch``, which decodes equal requests and makes no text. All are measured in turns, because a machine's
+speed drifts; figures are medians of the rounds and ratios are medians of the rounds' ratios.
+
+All decode greedily (temperature 0), so that no server's own defaults of sampling count. Every request has a prompt of
+its own that differs from the first word on, so that caches of prompts do not decide. Threads and slots are the same;
+otherwise the others' servers are as they come from their makers, llama.cpp's cache of prompts included. A server is not
+available, with the reason, when its first token takes more than 25 s from its start, when an answer fails or is shorter
+than asked for, or when answers still come long after a measurement's end. The default run takes less than 10 minutes.
 
 Soak: many clients stream at once, and some hang up in the middle. No answer may break, no request may be left, the
 engine that unloads must be gone, and the server's memory must be back where it was. The exit code is 1 otherwise.
@@ -29,12 +34,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving_clients import Endpoint, storm
+from benchmarks.serving_clients import Endpoint, Tally, storm
 from benchmarks.serving_contenders import contenders, copy_endless, make_gguf, run_llama_server, running
 from benchmarks.serving_offline import offline, print_offline
 from benchmarks.serving_soak import show, soak
 
 _OURS, _SCHEDULER, _RUNTIME = "acf serve", "scheduler alone", "runtime alone"
+_LATE_S = 20.0
+"""For the answers that are under way when a measurement's time is over."""
 Samples = dict[tuple[str, str, int], list[tuple[float, list[float]]]]
 """By form, server and clients: of every round, tokens a second, and seconds to the first tokens."""
 
@@ -45,7 +52,7 @@ def compare(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
     folders = {"dense": copy_endless(arguments.model, root / "dense")}
     folders["gguf"] = copy_endless(make_gguf(arguments.model, root / "made"), root / "gguf")
     samples: Samples = defaultdict(list)
-    missing: dict[str, str] = {}
+    missing: dict[tuple[str, str], str] = {}
     with ExitStack() as stack:
         servers: list[tuple[str, str, Endpoint]] = []
         for number, contender in enumerate(
@@ -55,20 +62,22 @@ def compare(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
                 endpoint, _ = stack.enter_context(running(contender, root / f"server-{number}.log"))
                 servers.append((contender.form, contender.name, endpoint))
             except RuntimeError as error:
-                missing[contender.name] = str(error)[:600]
+                missing[contender.form, contender.name] = str(error)[:600]
+            _say(f"{contender.form} {contender.name}: {missing.get((contender.form, contender.name), 'answers')}")
         for turn in range(arguments.rounds):
             _measure_round(arguments, counts, servers[turn:] + servers[:turn], samples, missing)
             for form, folder in folders.items():
                 alone = offline(folder, max(counts), arguments.new_tokens, arguments.seconds, arguments.threads)
                 for name, rate in zip((_SCHEDULER, _RUNTIME), alone, strict=True):
                     samples[form, name, max(counts)].append((rate, []))
+                    _say(f"{form} {name}, {max(counts)} requests: {rate:.1f} tokens/s")
     return {
         "model": str(arguments.model),
         "new_tokens": arguments.new_tokens,
         "threads": arguments.threads,
         "rounds": arguments.rounds,
         "rates": _summaries(samples),
-        "not_available": missing,
+        "not_available": {f"{form} {name}": why for (form, name), why in missing.items()},
     }
 
 
@@ -77,18 +86,33 @@ def _measure_round(
     counts: list[int],
     servers: list[tuple[str, str, Endpoint]],
     samples: Samples,
-    missing: dict[str, str],
+    missing: dict[tuple[str, str], str],
 ) -> None:
     for clients in counts:
         for form, name, endpoint in servers:
-            if name in missing:
+            if (form, name) in missing:
                 continue
             begun = time.perf_counter()
-            tally = asyncio.run(storm(endpoint, clients, arguments.seconds, arguments.new_tokens))
+            tally = asyncio.run(_storm_in_time(endpoint, clients, arguments.seconds, arguments.new_tokens))
             if tally.errors or not tally.answers:
-                missing[name] = f"with {clients} clients: {tally.errors[:2] or 'no answer'}"
+                missing[form, name] = f"with {clients} clients: {tally.errors[:2] or 'no answer'}"
+                _say(f"{form} {name}, {missing[form, name]}")
                 continue
-            samples[form, name, clients].append((tally.tokens / (time.perf_counter() - begun), tally.first_token_s))
+            rate = tally.tokens / (time.perf_counter() - begun)
+            samples[form, name, clients].append((rate, tally.first_token_s))
+            _say(f"{form} {name}, {clients} clients: {rate:.1f} tokens/s")
+
+
+async def _storm_in_time(endpoint: Endpoint, clients: int, seconds: float, new_tokens: int) -> Tally:
+    try:
+        async with asyncio.timeout(seconds + _LATE_S):
+            return await storm(endpoint, clients, seconds, new_tokens)
+    except TimeoutError:
+        return Tally(errors=[f"answers still came {_LATE_S:g} s after the measurement"])
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _summaries(samples: Samples) -> list[dict[str, Any]]:

@@ -10,9 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["PROMPT", "Client", "Endpoint", "Tally", "storm"]
+__all__ = ["SAMPLING", "Client", "Endpoint", "Tally", "make_prompt", "storm"]
 
-PROMPT = "Question: Name these backwards: key candle hat compass.\nAnswer:"
+SAMPLING: Mapping[str, Any] = {"temperature": 0}
+"""Greedy, which leaves no server's further defaults a say."""
+_WORDS = ("key", "candle", "hat", "compass", "river", "stone", "ladder", "apple", "window", "garden", "mirror", "wheel")
+
+
+def make_prompt(seed: int) -> str:
+    """One of many of about one length that differ from the first words on, so that no cache of prompts has it."""
+    words = random.Random(seed).choices(_WORDS, k=8)
+    return f"{' '.join(words[:4])}: name these backwards: {' '.join(words[4:])}.\nAnswer:"
 
 
 @dataclass(frozen=True)
@@ -46,14 +54,14 @@ class Client:
 
     async def ask(self, new_tokens: int, tally: Tally, seed: int, leave_after: int | None = None) -> None:
         """Stream one answer; hang up after so many events where told to."""
-        body = {"model": self._endpoint.model, "prompt": PROMPT, "max_tokens": new_tokens, "temperature": 1.5}
+        body = {"model": self._endpoint.model, "prompt": make_prompt(seed), "max_tokens": new_tokens, **SAMPLING}
         text = json.dumps({**body, "seed": seed, "stream": True, **self._endpoint.fields}).encode()
         head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(text)}\r\n\r\n"
         try:
             begun = time.perf_counter()
             status = await self._send(head.encode() + text)
-            if not await self._read(status, begun, tally, leave_after):
+            if not await self._read(status, begun, tally, new_tokens, leave_after):
                 await self.close()
         except OSError as error:
             tally.errors.append(f"{type(error).__name__}: {error}")
@@ -73,7 +81,7 @@ class Client:
         self._writer.write(request)
         return await self._reader.readline()
 
-    async def _read(self, status: bytes, begun: float, tally: Tally, leave_after: int | None) -> bool:
+    async def _read(self, status: bytes, begun: float, tally: Tally, new_tokens: int, leave_after: int | None) -> bool:
         """Read one answer to its end; whether the connection can take another request."""
         assert self._reader is not None
         if b" 200 " not in status:
@@ -95,8 +103,11 @@ class Client:
                 tally.hung_up += 1
                 return False
             if b'"usage":{' in line:
-                tally.tokens += int(json.loads(line[6:])["usage"]["completion_tokens"])
+                tokens = int(json.loads(line[6:])["usage"]["completion_tokens"])
+                tally.tokens += tokens
                 tally.answers += 1
+                if tokens < new_tokens:
+                    tally.errors.append(f"an answer must have {new_tokens} tokens, got {tokens}")
             elif b'"error":' in line:
                 tally.errors.append(line[:200].decode())
         if keep:
@@ -116,10 +127,12 @@ async def storm(endpoint: Endpoint, clients: int, seconds: float, new_tokens: in
 
     async def one(number: int) -> None:
         generator, client = random.Random(number), Client(endpoint)
-        while time.perf_counter() < deadline:
-            leave = generator.randrange(1, 8) if generator.random() < leaving else None
-            await client.ask(new_tokens, tally, generator.randrange(1 << 30), leave)
-        await client.close()
+        try:
+            while time.perf_counter() < deadline:
+                leave = generator.randrange(1, 8) if generator.random() < leaving else None
+                await client.ask(new_tokens, tally, generator.randrange(1 << 30), leave)
+        finally:
+            await client.close()
 
     await asyncio.gather(*(one(number) for number in range(clients)))
     return tally

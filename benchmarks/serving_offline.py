@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving_clients import PROMPT
+from benchmarks.serving_clients import SAMPLING, make_prompt
 
 __all__ = ["offline", "print_offline"]
 
@@ -34,7 +34,7 @@ def _run_runtime(folder: Path, requests: int, new_tokens: int, seconds: float, t
     from agentic_compression.runtimes import open_runtime
 
     runtime = open_runtime(folder, threads=threads)
-    prompts = [list(runtime.tokenizer(PROMPT)["input_ids"])] * requests
+    prompts = [list(runtime.tokenizer(make_prompt(0))["input_ids"])] * requests
     runtime.time_batch(prompts, 4)
     rates, begun = [], time.perf_counter()
     while time.perf_counter() - begun < seconds or len(rates) < 3:
@@ -52,7 +52,6 @@ def _run_scheduler(folder: Path, requests: int, new_tokens: int, seconds: float,
     from agentic_compression.serving.loading import load_model
 
     model = load_model(folder, EngineOptions(slots=requests, threads=threads))
-    prompt = list(model.tokenizer(PROMPT)["input_ids"])
     done = 0
 
     def told(events: list[dict[str, Any]], running: int, waiting: int) -> None:
@@ -63,7 +62,9 @@ def _run_scheduler(folder: Path, requests: int, new_tokens: int, seconds: float,
                 submit()
 
     def submit() -> None:
-        options = GenerationOptions(new_tokens, temperature=1.5, seed=random.randrange(1 << 30))
+        seed = random.randrange(1 << 30)
+        prompt = list(model.tokenizer(make_prompt(seed))["input_ids"])
+        options = GenerationOptions(new_tokens, seed=seed, **SAMPLING)
         scheduler.submit(Job(0, prompt, options, TextStream(model.tokenizer, ()), model.ends))
 
     scheduler = Scheduler(model.slots, model.tokenizer, told)

@@ -120,16 +120,13 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
+        first, *more = error.errors()[:4]
         if first["type"] == "json_invalid":
             return answer(request, RequestError(400, "invalid_json", f"the body must be JSON: {first['ctx']['error']}"))
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        others = tuple(
-            f"{'.'.join(str(part) for part in item['loc'] if part != 'body')}: {item['msg']}"[:200]
-            for item in error.errors()[1:4]
-        )
+        where, *others = (".".join(str(part) for part in item["loc"] if part != "body") for item in (first, *more))
+        hints = tuple(f"{other}: {item['msg']}"[:200] for other, item in zip(others, more, strict=True))
         message = f"{where or 'the body'}: {first['msg']}"
-        return answer(request, RequestError(422, "invalid_request", message, param=where or None, suggestions=others))
+        return answer(request, RequestError(422, "invalid_request", message, param=where or None, suggestions=hints))
 
 
 def _add_inference(app: FastAPI, pool: ModelPool, metrics: Metrics) -> None:

@@ -14,14 +14,17 @@ _LOG = logging.getLogger("agentic_compression.serving")
 
 
 class DeviceMemory(Protocol):
-    """Reads a device's memory. Cheap: asked again and again while a load waits."""
+    """Reads a device's memory."""
 
     def free(self) -> int:
-        """Bytes that a new engine can take."""
+        """Bytes that a new engine can take. Cheap: asked again and again while a load waits."""
         ...
 
     def used_by(self, pid: int) -> int | None:
-        """Bytes that a process has and shares with no other; None when that cannot be told."""
+        """Bytes that a process has and shares with no other; None when that cannot be told.
+
+        May take seconds where the process is large: call it outside the event loop.
+        """
         ...
 
 
@@ -77,7 +80,11 @@ class GpuMemory:
 
     def used_by(self, pid: int) -> int | None:
         """See ``DeviceMemory``."""
-        running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        try:
+            running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        except Exception as error:  # NVML's own, such as NVMLError_NotSupported: GPUs that are shared often refuse
+            _LOG.debug("the memory of process %d is unknown: NVML said %s", pid, error)
+            return None
         used = [item.usedGpuMemory for item in running if item.pid == pid]
         return int(used[0]) if used and used[0] is not None else None
 

@@ -60,7 +60,7 @@ class RequestError(AcfError):
             type=self.kind,
             message=_printable(str(self)),
             param=None if self.param is None else _printable(self.param),
-            suggestions=list(self.suggestions),
+            suggestions=[_printable(item) for item in self.suggestions],
             request_id=request_id,
         )
         return ErrorEnvelope(error=error).model_dump()

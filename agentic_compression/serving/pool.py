@@ -184,7 +184,7 @@ class ModelPool:
             self._metrics.unloads.labels(loaded.model, reason).inc()
             _LOG.info("unloading %s (%s): %s", loaded.model, loaded.target.label, reason)
         if loaded.users == 0:
-            await self._close(loaded)
+            await asyncio.shield(self._close(loaded))  # the client that found it broken may hang up meanwhile
 
     async def swap(self, served: Served, target: Target) -> None:
         """Replace the engine by one of another version, without a gap where both fit.
@@ -296,7 +296,12 @@ class ModelPool:
                 engine = await start_engine(
                     self._launcher, target.folder, self.engine, log, self.options.load_timeout_s
                 )
-                self._measured[target.folder] = size = self._memory.used_by(engine.info.pid) or needed
+                try:
+                    size = await asyncio.to_thread(self._memory.used_by, engine.info.pid) or needed
+                except BaseException:  # nobody else knows the engine yet
+                    await engine.close()
+                    raise
+                self._measured[target.folder] = max(size, self._measured.get(target.folder, 0))
                 loaded = Loaded(served.name, engine, target, wanted, size)
                 self._all.add(loaded)
             outcome = "loaded"
@@ -314,12 +319,15 @@ class ModelPool:
         return loaded
 
     async def _needed(self, target: Target) -> int:
-        """Bytes of an engine: as measured before, or estimated."""
+        """Bytes of an engine: the most that were measured before, or estimated."""
         measured = self._measured.get(target.folder)
         beside = _GPU_CONTEXT_BYTES if self.engine.device.startswith("cuda") else _PROCESS_BYTES
         return measured or int(beside + _WEIGHTS_FACTOR * await asyncio.to_thread(target.weights_bytes))
 
     async def _close(self, loaded: Loaded) -> None:
+        await self._room.look([loaded])  # its caches have grown, and the next one's will
+        folder = loaded.target.folder
+        self._measured[folder] = max(self._room.size(loaded), self._measured.get(folder, 0))
         await loaded.engine.close()
         self._all.discard(loaded)
         self._metrics.active_models.set(len(self._all))

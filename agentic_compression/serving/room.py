@@ -14,6 +14,7 @@ from agentic_compression.serving.engine import EngineBusyError, LoadMemoryError
 __all__ = ["Occupant", "Room"]
 
 _POLL_S = 0.05
+_FRESH_S = 3.0
 
 
 class Occupant(Protocol):
@@ -60,6 +61,9 @@ class Room(Generic[Engine]):
         self._engines, self._unload = engines, unload
         self._reserved: dict[object, int] = {}
         self._waiting: dict[object, int] = {}
+        self._sizes: dict[int, tuple[float, int]] = {}
+        """By process: when it was looked at, and its bytes then."""
+        self._looking = asyncio.Lock()
 
     @asynccontextmanager
     async def reserve(self, needed: int, timeout_s: float, *, beside: bool = False) -> AsyncIterator[None]:
@@ -85,23 +89,53 @@ class Room(Generic[Engine]):
     def require_fit(self, needed: int, label: str, old: Engine, old_label: str) -> None:
         """That a version fits once the old one is gone, so that what works is not given up for nothing.
 
+        Idle engines would be unloaded for it. Busy ones stay, and loads under way take what they reserved.
+
         Raises:
             LoadMemoryError: when it does not.
         """
-        room = self._memory.free() + self._bytes(old)
-        room = room if self._limit is None else min(room, self._limit)
+        others, reserved = [item for item in self._engines() if item is not old], sum(self._reserved.values())
+        room = self._memory.free() - reserved
+        room += self.size(old) + sum(self.size(item) for item in others if item.users == 0)
+        if self._limit is not None:
+            room = min(room, self._limit - reserved - sum(self.size(item) for item in others if item.users))
+        room = max(room, 0)
         if needed > room:
             raise LoadMemoryError(
                 f"{label} must fit about {room / 1e6:.0f} MB in place of {old_label}, got about "
                 f"{needed / 1e6:.0f} MB; {old_label} goes on"
             )
 
+    async def look(self, engines: Collection[Engine]) -> None:
+        """Read the sizes of these engines, in a thread: it takes seconds of a large one."""
+        pids = [item.pid for item in engines]
+        for pid, found in zip(pids, await asyncio.to_thread(self._read, pids), strict=True):
+            known = self._sizes.get(pid, (0.0, 0))[1]
+            self._sizes[pid] = time.monotonic(), known if found is None else found
+
+    def size(self, engine: Engine) -> int:
+        """Bytes of an engine when it was last looked at; it grows after loading."""
+        return max(engine.bytes, self._sizes.get(engine.pid, (0.0, 0))[1])
+
+    def _read(self, pids: list[int]) -> list[int | None]:
+        return [self._memory.used_by(pid) for pid in pids]
+
+    async def _look_again(self) -> None:
+        """Read the sizes that were not read lately."""
+        async with self._looking:
+            engines, now = list(self._engines()), time.monotonic()
+            self._sizes = {item.pid: self._sizes[item.pid] for item in engines if item.pid in self._sizes}
+            old = [item for item in engines if now - self._sizes.get(item.pid, (-_FRESH_S, 0))[0] >= _FRESH_S]
+            if old:
+                await self.look(old)
+
     async def _wait(self, ticket: object, needed: int, timeout_s: float, beside: bool) -> None:
-        if not beside:
-            self._require_possible(needed)
         deadline = time.monotonic() + timeout_s
         self._waiting[ticket] = needed
         try:
+            await self._look_again()
+            if not beside:
+                self._require_possible(needed)
             while not self._may_go(ticket, beside):
                 lack = self._lack(needed, beside)
                 if beside and lack is LoadMemoryError and not self._reserved:
@@ -115,6 +149,7 @@ class Room(Generic[Engine]):
                     raise kind("another model must become idle first, got only busy ones; send the request later")
                 else:
                     await asyncio.sleep(_POLL_S)
+                    await self._look_again()
         finally:
             del self._waiting[ticket]
 
@@ -138,7 +173,7 @@ class Room(Generic[Engine]):
         engines, reserved = self._engines(), sum(self._reserved.values())
         if len(engines) + len(self._reserved) >= self._places and not beside:
             return EngineBusyError
-        if self._limit is not None and sum(item.bytes for item in engines) + reserved + needed > self._limit:
+        if self._limit is not None and sum(map(self.size, engines)) + reserved + needed > self._limit:
             return LoadMemoryError
         return LoadMemoryError if needed + reserved > self._memory.free() else None
 
@@ -149,7 +184,7 @@ class Room(Generic[Engine]):
                 f"a model must fit the memory allowed, {self._limit / 1e6:.0f} MB, got one of about "
                 f"{needed / 1e6:.0f} MB; raise ACF_SERVE_MEMORY_GB"
             )
-        most = self._memory.free() + sum(map(self._bytes, self._engines())) + sum(self._reserved.values())
+        most = self._memory.free() + sum(map(self.size, self._engines())) + sum(self._reserved.values())
         if needed > most:
             raise LoadMemoryError(
                 f"a model must fit the device, which has about {most / 1e6:.0f} MB without the models that are "
@@ -166,12 +201,8 @@ class Room(Generic[Engine]):
         if busy or reserved:
             if len(busy) + len(self._reserved) >= self._places:
                 return None
-            if self._limit is not None and sum(item.bytes for item in busy) + reserved + needed > self._limit:
+            if self._limit is not None and sum(map(self.size, busy)) + reserved + needed > self._limit:
                 return None
-            if needed + reserved > self._memory.free() + sum(map(self._bytes, idle)):
+            if needed + reserved > self._memory.free() + sum(map(self.size, idle)):
                 return None
         return min(idle, key=lambda item: item.last_used)
-
-    def _bytes(self, engine: Engine) -> int:
-        """What an engine has now; it grows after loading."""
-        return max(engine.bytes, self._memory.used_by(engine.pid) or 0)

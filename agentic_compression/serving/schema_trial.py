@@ -72,17 +72,17 @@ def try_schema(schema: str, run: Callable[..., Any] = subprocess.run) -> str | N
     """What is wrong with a schema, or None. ``TRIAL_SECONDS`` of a core are the limit.
 
     Raises:
-        EngineBusyError: when the machine had no time for it, which says nothing of the schema.
+        EngineBusyError: when the machine had no time or no memory for it, which says nothing of the schema.
     """
     command = [sys.executable, "-m", "agentic_compression.serving.schema_trial"]
     try:
         done = run(command, input=schema.encode(), capture_output=True, timeout=_PATIENCE_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise EngineBusyError("a JSON schema must be tried out first, got no time for it; send it later") from error
-    if done.returncode in {-signal.SIGXCPU, -signal.SIGKILL}:
+    if done.returncode == -signal.SIGXCPU:
         return f"it takes more than {TRIAL_SECONDS} s to compile"
     if done.returncode:
-        return "it takes more memory to compile than is allowed"
+        raise EngineBusyError(f"a JSON schema must be tried out first, got exit code {done.returncode}; send it later")
     return str(done.stdout.decode("utf-8", "replace")) or None
 
 
@@ -125,6 +125,8 @@ def _main() -> None:
             _walk(matcher.deep_copy(), random.Random(seed))  # noqa: S311 - explores, hides nothing
     except ValueError as error:
         sys.stdout.write(" ".join(str(error).split())[:300] or "it is no JSON schema")
+    except MemoryError:
+        sys.stdout.write("it takes more memory to compile than is allowed")
 
 
 if __name__ == "__main__":

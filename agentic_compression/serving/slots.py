@@ -221,7 +221,8 @@ class _Plan:
         positions = starts[:, None] + steps[None, :]
         self.valid = None if int(lengths.min()) == longest else (steps[None, :] < lengths[:, None]).flatten()
         self.places = positions  # of the cells in their rows
-        self.positions = positions.to(device)
+        # Padding may reach past the context, where a model with learned positions has none.
+        self.positions = torch.minimum(positions, (starts + lengths - 1)[:, None]).to(device)
         seen = torch.arange(self.width)[None, None, :] <= positions[:, :, None]
         hidden = torch.finfo(dtype).min
         mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, hidden)

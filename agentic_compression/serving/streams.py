@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from agentic_compression.serving.errors import RequestError, as_request_error
 
@@ -19,6 +19,7 @@ __all__ = ["ClientGoneError", "EventStream", "while_connected"]
 
 Result = TypeVar("Result")
 _LOG = logging.getLogger(__name__)
+_SEND_S = 60.0
 
 
 class ClientGoneError(RequestError):
@@ -50,6 +51,8 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
 class EventStream(Response):
     """Server-sent events. However it ends, the events' generator and ``resources`` are closed.
 
+    A client that stays connected and reads nothing for ``_SEND_S`` counts as gone.
+
     Args:
         events: values to send as JSON.
         resources: held as long as the answer is under way.
@@ -73,7 +76,9 @@ class EventStream(Response):
             if work.done():
                 work.result()
             else:
-                scope["state"]["client_gone"] = True
+                raise ClientGoneError
+        except ClientGoneError:
+            scope["state"]["client_gone"] = True
         finally:
             work.cancel()
             gone.cancel()
@@ -82,16 +87,31 @@ class EventStream(Response):
             await self._resources.aclose()
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await _pass_on(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         last = b"data: [DONE]\n\n"
         try:
             async for event in self._events:
-                await send({"type": "http.response.body", "body": _encoded(event), "more_body": True})
+                await _pass_on(send, {"type": "http.response.body", "body": _encoded(event), "more_body": True})
+        except ClientGoneError:
+            raise
         except Exception as error:  # the status is sent already, so the error is an event
             _LOG.exception("request %s failed while it was streamed", scope["state"]["request_id"])
             scope["state"]["broken"] = True
             last = _encoded(as_request_error(error).body(scope["state"]["request_id"]))
-        await send({"type": "http.response.body", "body": last, "more_body": False})
+        await _pass_on(send, {"type": "http.response.body", "body": last, "more_body": False})
+
+
+async def _pass_on(send: Send, message: Message) -> None:
+    """Send while the client reads.
+
+    Raises:
+        ClientGoneError: when it takes nothing for too long.
+    """
+    try:
+        async with asyncio.timeout(_SEND_S):
+            await send(message)
+    except TimeoutError as error:
+        raise ClientGoneError from error
 
 
 def _encoded(event: dict[str, Any]) -> bytes:

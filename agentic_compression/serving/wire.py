@@ -14,6 +14,7 @@ __all__ = ["ChatMessage", "ChatRequest", "CompletionRequest", "EmbeddingRequest"
 _MOST_CHOICES = 8
 _MOST_PROMPTS = 128
 _MOST_INPUTS = 256
+_MOST_FIELDS = 64
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0, None),
     "presence_penalty": (0, None),
@@ -45,7 +46,8 @@ Text = Annotated[str, AfterValidator(_check_text)]
 Name = Annotated[Text, Field(min_length=1, max_length=256)]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 Token = Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]  # the engine knows the vocabulary
-Tokens = Annotated[list[Token], Field(min_length=1)]
+# Lists end at their first fault: a body of a megabyte has room for hundreds of thousands.
+Tokens = Annotated[list[Token], Field(fail_fast=True, min_length=1)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 Count = Annotated[int, Field(ge=1, lt=1 << 31)]
 
@@ -54,6 +56,14 @@ class _Body(BaseModel):
     """Unknown fields are refused: a misspelt one would be ignored silently."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_size(cls, fields: Any) -> Any:
+        """Each unknown field is a fault of its own, and there may be as many as fit a body."""
+        if isinstance(fields, dict) and len(fields) > _MOST_FIELDS:
+            raise ValueError(f"must have at most {_MOST_FIELDS} fields, got {len(fields)}")
+        return fields
 
 
 class StreamOptions(_Body):
@@ -74,7 +84,7 @@ class ChatMessage(_Body):
     """One turn. ``developer`` is read as ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True, min_length=1)]
     name: Text | None = Field(default=None, description="accepted; templates do not show it")
     refusal: None = Field(default=None, description="as answers carry it when they are sent back as history")
     audio: None = None
@@ -141,7 +151,7 @@ class _Sampled(_Request):
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False, description="1 when left out")
     top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False, description="1 when left out")
     seed: Seed | None = Field(default=None, description="drawn when left out")
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=4)] | None = None
     n: Annotated[int, Field(ge=1, le=_MOST_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -216,7 +226,7 @@ class ChatRequest(_Sampled):
     answered: ClassVar[frozenset[str]] = frozenset({"response_format"})
 
     response_format: ResponseFormat | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = Field(default=None, description="taken before max_tokens")
     logprobs: bool | None = None
@@ -239,9 +249,9 @@ class CompletionRequest(_Sampled):
 
     prompt: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=_MOST_PROMPTS)]
+        | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=_MOST_PROMPTS)]
         | Tokens
-        | Annotated[list[Tokens], Field(min_length=1, max_length=_MOST_PROMPTS)]
+        | Annotated[list[Tokens], Field(fail_fast=True, min_length=1, max_length=_MOST_PROMPTS)]
     )
     max_tokens: Count | None = Field(default=16)
     best_of: Annotated[int, Field(ge=1, le=1)] | None = Field(default=None, description="only 1")
@@ -264,9 +274,11 @@ class EmbeddingRequest(_Request):
 
     input: (
         Annotated[Text, Field(min_length=1)]
-        | Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=_MOST_INPUTS)]
+        | Annotated[
+            list[Annotated[Text, Field(min_length=1)]], Field(fail_fast=True, min_length=1, max_length=_MOST_INPUTS)
+        ]
         | Tokens
-        | Annotated[list[Tokens], Field(min_length=1, max_length=_MOST_INPUTS)]
+        | Annotated[list[Tokens], Field(fail_fast=True, min_length=1, max_length=_MOST_INPUTS)]
     )
     encoding_format: Literal["float", "base64"] | None = None
 

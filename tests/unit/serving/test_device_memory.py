@@ -84,3 +84,12 @@ def test_without_a_driver_torch_reads_it(monkeypatch: pytest.MonkeyPatch) -> Non
         pytest.skip("there is a GPU")
     assert memory.free() == 5
     assert memory.used_by(os.getpid()) is None
+
+
+def test_a_driver_that_does_not_tell_leaves_the_memory_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(Driver):
+        def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[Any]:  # noqa: N802
+            raise RuntimeError("Not Supported")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert GpuMemory("cuda:1", Silent()).used_by(41) is None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -164,12 +166,45 @@ def test_hostile_schemas_cannot_hang_or_crash_the_trial() -> None:
     def hung(*_: Any, **options: Any) -> Any:
         raise subprocess.TimeoutExpired("trial", options["timeout"])
 
-    def killed(*_: Any, **__: Any) -> Any:
-        return subprocess.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], check=False)
+    def ending_by(number: int) -> Any:
+        command = [sys.executable, "-c", f"import os; os.kill(os.getpid(), {number})"]
+        return lambda *_, **__: subprocess.run(command, capture_output=True, check=False)
 
     with pytest.raises(EngineBusyError):
         try_schema("{}", hung)
-    assert "more than 2 s" in str(try_schema("{}", killed))
+    for number in (signal.SIGKILL, signal.SIGABRT):  # by whom it was ended is not known
+        with pytest.raises(EngineBusyError, match="send it later"):
+            try_schema("{}", ending_by(number))
+    assert "more than 2 s" in str(try_schema("{}", ending_by(signal.SIGXCPU)))
+
+
+def test_a_hostile_machine_that_kills_a_trial_does_not_make_its_schema_a_bad_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def killed(schema: str) -> str | None:
+        command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+        return try_schema(schema, lambda *_, **__: subprocess.run(command, capture_output=True, check=False))
+
+    reader, schema = GrammarReader(TOKENIZER, {END}), '{"type":"integer","minimum":3}'
+    monkeypatch.setattr("agentic_compression.serving.grammar.try_schema", killed)
+    with pytest.raises(EngineBusyError):
+        reader.open(schema)
+    assert not reader.knows(schema)
+    monkeypatch.undo()
+    assert isinstance(reader.open(schema), Grammar)
+
+
+def test_a_trial_that_lacks_memory_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from agentic_compression.serving import schema_trial
+
+    def lacking(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("resource.setrlimit", lambda *_: None)  # of this process
+    monkeypatch.setattr("sys.stdin", io.StringIO("{}"))
+    monkeypatch.setattr(schema_trial, "_walk", lacking)
+    schema_trial._main()
+    assert "more memory" in capsys.readouterr().out
 
 
 def test_a_schema_that_is_too_large_is_refused_before_an_engine_sees_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,12 +37,17 @@ class Machine:
         self.total, self.models = total, list[Model]()
         self.unloaded: list[Model] = []
         self.grown: dict[int, int] = {}
+        self.readers: list[int] = []
         self.room: Room[Model] = Room(places, limit, self, lambda: self.models, self.unload)
 
     def free(self) -> int:
-        return self.total - sum(self.used_by(model.pid) or 0 for model in self.models)
+        return self.total - sum(self._held(model.pid) for model in self.models)
 
     def used_by(self, pid: int) -> int | None:
+        self.readers.append(threading.get_ident())
+        return self._held(pid)
+
+    def _held(self, pid: int) -> int:
         return sum(model.bytes + self.grown.get(pid, 0) for model in self.models if model.pid == pid)
 
     async def unload(self, model: Model) -> None:
@@ -183,9 +189,10 @@ def test_a_version_beside_another_takes_no_place_and_unloads_nothing() -> None:
     async def work() -> None:
         machine = Machine(places=1)
         old = machine.add(400)
-        await machine.load(500, beside=True)
+        other = await machine.load(500, beside=True)
         with pytest.raises(LoadMemoryError, match="two versions"):
             await machine.load(500, beside=True)
+        other.users = 1
         assert machine.unloaded == []
         with pytest.raises(LoadMemoryError, match="goes on"):
             machine.room.require_fit(600, "version 2", old, "version 1")
@@ -227,3 +234,50 @@ def test_limits_hold_and_every_load_ends(loads: list[tuple[int, int, int]], plac
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(room, "_POLL_S", 0.001)
         run(work())
+
+
+def test_a_version_in_anothers_place_must_fit_beside_what_is_busy_or_under_way() -> None:
+    async def work() -> None:
+        machine = Machine(total=5000, limit=1000)
+        old, idle = machine.add(300), machine.add(200)
+        machine.room.require_fit(1000, "version 2", old, "version 1")
+        idle.users = 1
+        machine.room.require_fit(800, "version 2", old, "version 1")
+        with pytest.raises(LoadMemoryError, match="goes on"):
+            machine.room.require_fit(801, "version 2", old, "version 1")
+        async with machine.room.reserve(100, 1, beside=True):
+            machine.room.require_fit(700, "version 2", old, "version 1")
+            with pytest.raises(LoadMemoryError, match="goes on"):
+                machine.room.require_fit(701, "version 2", old, "version 1")
+        unlimited = Machine(total=1000)
+        old = unlimited.add(300)
+        async with unlimited.room.reserve(400, 1):
+            unlimited.room.require_fit(600, "version 2", old, "version 1")
+            with pytest.raises(LoadMemoryError, match="goes on"):
+                unlimited.room.require_fit(601, "version 2", old, "version 1")
+
+    run(work())
+
+
+def test_the_limit_counts_what_engines_took_after_loading() -> None:
+    async def work() -> None:
+        machine = Machine(total=5000, limit=1000)
+        busy = machine.add(300, users=1)
+        machine.grown[busy.pid] = 400
+        with pytest.raises(LoadMemoryError, match="only busy ones"):
+            await machine.load(400, wait_s=0.1)
+        await machine.load(300)
+
+    run(work())
+
+
+def test_sizes_are_read_beside_the_loop_and_not_for_every_look() -> None:
+    async def work() -> None:
+        machine = Machine()
+        machine.add(900, users=1)
+        with pytest.raises(LoadMemoryError):
+            await machine.load(200, wait_s=0.5)
+        assert 1 <= len(machine.readers) <= 2
+        assert threading.get_ident() not in machine.readers
+
+    run(work())

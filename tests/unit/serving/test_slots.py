@@ -137,3 +137,17 @@ def test_memory_is_what_the_budget_says_when_short_requests_are_followed_by_a_lo
     np.testing.assert_allclose(rows[7], reference(MODEL, [4, 5, 7]), atol=2e-4)
     assert slots.allocated <= 512
     assert slots.cost([3] * 7 + [50]) == 400
+
+
+def test_padding_near_the_end_of_the_context_needs_no_position_behind_it() -> None:
+    """Learned positions end with the context; the shorter portion of a pass is padded beyond it."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=258, n_positions=32, n_embd=32, n_layer=2, n_head=4)).eval()
+    slots = BatchedSlots(model, 2, 64)
+    long, short = [index * 7 % 258 for index in range(32)], [3, 1, 4]
+    slots.run([Portion(0, long[:30], 0, False)])
+    rows = slots.run([Portion(0, long[30:], 30, True), Portion(1, short, 0, True)])
+    for row, ids in zip(rows, (long, short), strict=True):
+        np.testing.assert_allclose(row, reference(model, ids), atol=2e-4)
