@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from pydantic import Field
 from agentic_compression.checkpoints.folders import GGUF_NAME, shipped_files
 from agentic_compression.checkpoints.manifest import MANIFEST_NAME
 from agentic_compression.errors import ModelError, UnavailableError
+from agentic_compression.export.copying import copy_file
 from agentic_compression.export.plan import ExportPlan
 from agentic_compression.progress import Progress, no_progress
 from agentic_compression.records import Record
@@ -92,19 +92,16 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 def _copy(source: Path, folder: Path) -> Built:
-    """The checkpoint's own files: large ones by hard link where that is possible."""
+    """The checkpoint's own files."""
     gguf = llama_file(source)
     files = [path for path in shipped_files(source) if path.suffix != ".gguf"] if gguf is None else [gguf]
     if gguf is not None:
-        load_tokenizer(source).save_pretrained(folder)
         files += [path for name in ("config.json", MANIFEST_NAME, *_SETTINGS) if (path := source / name).is_file()]
-    large = [path.resolve() for path in files if path.suffix in {".safetensors", ".gguf"}]
-    here = folder.stat().st_dev
-    require_space(folder, sum(path.stat().st_size for path in large if path.stat().st_dev != here))
+    require_space(folder, sum(path.stat().st_size for path in files))
+    if gguf is not None:
+        load_tokenizer(source).save_pretrained(folder)
     for path in files:
-        name = GGUF_NAME if path == gguf else path.name
-        if path.resolve() not in large or not _linked(path.resolve(), folder / name):
-            shutil.copyfile(path, folder / name)
+        copy_file(path, folder / (GGUF_NAME if path == gguf else path.name))
     return Built(form="as stored")
 
 
@@ -115,14 +112,6 @@ def _vllm_notes(source: Path) -> tuple[str, ...]:
     except ModelError as error:
         return (f"transformers alone loads this: {error}",)
     return ("vLLM's rules allow this, it was not run there",)
-
-
-def _linked(path: Path, target: Path) -> bool:
-    try:
-        os.link(path, target)
-    except OSError:  # another file system, or another owner's file
-        return False
-    return True
 
 
 def _safetensors(loaded: LoadedCheckpoint, folder: Path, dense: bool) -> Built:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import yaml
 
 from agentic_compression.export.card_text import code, line, prose, quoted
 from agentic_compression.export.loading import loading_code, runtime_of
-from agentic_compression.export.origin import Origin
+from agentic_compression.export.origin import Licence, Origin
+from agentic_compression.export.plan import foreign_quantizer
 from agentic_compression.records import EpisodeRecord, ExportRecord, Objectives, Stage
 
 __all__ = ["model_card"]
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _LIBRARIES = {"hf": "transformers", "compressed-tensors": "transformers", "gguf": "gguf", "onnx": "onnx"}
 _ROWS: tuple[tuple[str, str, str, float], ...] = (
     ("accuracy", "accuracy", "fraction correct", 1),
@@ -42,7 +41,8 @@ def model_card(record: ExportRecord, origin: Origin) -> str:
         "## What was done\n\n" + "\n".join(_stages(origin)),
         "## What was measured\n\n" + "\n".join(_measured(record, origin)),
         "## This export\n\n" + "\n".join(_export(record)),
-        "## How to load it\n\n" + loading_code(record, origin.manifest),
+        "## How to load it\n\n"
+        + loading_code(record, origin.manifest, foreign_quantizer(origin.folder, origin.manifest)),
         "## Hardware and runtime\n\n" + "\n".join(_hardware(record, origin)),
         "## Limits\n\n" + "\n".join(_limits(record, origin)),
         "## Licence\n\n" + _licence(origin, base),
@@ -53,21 +53,32 @@ def model_card(record: ExportRecord, origin: Origin) -> str:
 def _front_matter(record: ExportRecord, origin: Origin) -> str:
     methods = [stage.method for stage in origin.strategy.stages]
     values: dict[str, Any] = {
-        "license": origin.licence.name or "unknown",
+        **_licence_values(origin.licence),
         "library_name": _LIBRARIES.get(record.format, "agentic-compression"),
         "pipeline_tag": "text-generation",
         "tags": sorted({"agentic-compression", "compressed", record.format, *methods}),
     }
-    if origin.base_model is not None and _HUB_ID.fullmatch(origin.base_model):
+    if origin.on_hub and origin.base_model is not None:
         values["base_model"] = origin.base_model
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10_000)
+
+
+def _licence_values(found: Licence) -> dict[str, Any]:
+    values: dict[str, Any] = {"license": "unknown"}
+    if found.names:
+        values["license"] = found.names[0] if len(found.names) == 1 else list(found.names)
+    if found.title:
+        values["license_name"] = found.title
+    if found.link:
+        values["license_link"] = found.link
+    return values
 
 
 def _base_name(origin: Origin) -> str | None:
     """Of the source model; of a local folder its name alone, which says nothing of the machine."""
     if origin.base_model is None:
         return None
-    if _HUB_ID.fullmatch(origin.base_model):
+    if origin.on_hub:
         return line(origin.base_model)
     return line(Path(origin.base_model).name or origin.base_model)
 
@@ -83,7 +94,8 @@ def _title(record: ExportRecord) -> str:
 
 
 def _introduction(record: ExportRecord, origin: Origin, base: str | None) -> Iterator[str]:
-    of = f"Source model: {code(base)}." if base else "Source model: unknown."
+    stated = ", as stated by the user" if origin.stated else ""
+    of = f"Source model: {code(base)}{stated}." if base else "Source model: unknown."
     yield f"{of} Strategy: {code(origin.strategy.label)}."
     yield (
         f"Made by agentic-compression {prose(record.code_version)} from the checkpoint with digest "
@@ -119,12 +131,17 @@ def _measured(record: ExportRecord, origin: Origin) -> Iterator[str]:
     if mine is None or mine.objectives is None:
         yield "Unknown: no study on this machine has measured this checkpoint. Measure it with `acf evaluate`."
         return
+    same_items = baseline is None or (mine.report is None) == (baseline.report is None)
     yield "| | this checkpoint (95 % interval) | source model (95 % interval) | unit |"
     yield "|---|---|---|---|"
     for key, name, unit, factor in _ROWS:
-        yield f"| {name} | {_value(mine, key, factor)} | {_value(baseline, key, factor)} | {unit} |"
+        other = _value(baseline, key, factor) if same_items or key != "accuracy" else "not comparable"
+        yield f"| {name} | {_value(mine, key, factor)} | {other} | {unit} |"
     dataset = f"study {code(origin.study)}, episode {mine.episode}"
     items = "items that the search never saw" if mine.report is not None else "all items of the dataset"
+    if not same_items:
+        used = "items that the search never saw" if mine.report is not None else "the items the search used"
+        items = f"{used}, not comparable with the baseline's"
     yield (
         f"\nMeasured on the checkpoint in its own runtime, before this export ({dataset}). Accuracy is on {items}. "
         f"A request has 64 prompt tokens and 16 new ones unless the study says otherwise; energy is "
@@ -206,6 +223,11 @@ def _all(origin: Origin) -> tuple[Stage, ...]:
 def _licence(origin: Origin, base: str | None) -> str:
     found = origin.licence
     of = f"the source model {code(base)}" if base else "the source model"
-    if found.name is None:
+    if not found.names:
         return f"Unknown: {prose(found.why)}. The licence of {of} applies; look it up before you use or share this."
-    return f"{prose(found.name)}, the licence of {of}, which applies to these weights too."
+    names = ", ".join(prose(name) for name in found.names)
+    title = f" ({prose(found.title)})" if found.title else ""
+    link = f" Its text: <{found.link}>." if found.link.startswith("https://") else ""
+    if len(found.names) > 1:
+        return f"{names}, the licences of {of}, which apply to these weights too.{link}"
+    return f"{names}{title}, the licence of {of}, which applies to these weights too.{link}"

@@ -8,6 +8,9 @@ tokenizer gives these ids is checked first.
 from __future__ import annotations
 
 import importlib.metadata
+import math
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
     from agentic_compression.runtimes import Runtime
 
-__all__ = ["PROMPTS", "CheckRequest", "check", "problem_with", "tolerance_of"]
+__all__ = ["PROMPTS", "CheckRequest", "check", "parting_gap", "problem_with", "tolerance_of"]
 
 PROMPTS = (
     "Once upon a time",
@@ -74,14 +77,16 @@ def check(request: CheckRequest, progress: Progress = no_progress) -> ExportChec
         AcfError: when the checkpoint or the export cannot be loaded.
     """
     from agentic_compression.runtimes import open_runtime
+    from agentic_compression.runtimes.tokenizer import end_ids
 
     progress("check", 0, 2)
     with closing(open_runtime(request.source, "cpu", request.threads)) as runtime:
+        ends = end_ids(runtime.tokenizer, Path(request.source))
         reference = f"{runtime.name} {importlib.metadata.version(_package(runtime.name))}"
         expected = [_asked(runtime, prompt) for prompt in PROMPTS]
     progress("check", 1, 2)
     target = open_target(request.format, Path(request.folder), request.threads)
-    found = [_compared(target, asked) for asked in expected]
+    found = [_compared(target, asked, ends) for asked in expected]
     progress("check", 2, 2)
     import numpy as np
 
@@ -115,10 +120,10 @@ def problem_with(result: ExportCheck) -> str:
     tie = allowed.tie
     parted = [item for item in result.prompts if not item.same]
     if tie is not None and (wrong := next((item for item in parted if (item.gap or 0.0) > tie), None)):
-        return (
-            f"greedy answers to {wrong.prompt!r} are {wrong.expected!r} and {wrong.answer!r}; they part at tokens "
-            f"{wrong.gap:.3g} nats apart, {tie:g} are allowed"
-        )
+        answers = f"greedy answers to {wrong.prompt!r} are {wrong.expected!r} and {wrong.answer!r}"
+        if wrong.gap == math.inf:
+            return f"{answers}; where they part, one has a token that means nothing to the other or ends it"
+        return f"{answers}; they part at tokens {wrong.gap:.3g} nats apart, {tie:g} are allowed"
     return ""
 
 
@@ -133,6 +138,7 @@ class _Asked:
     prompt: str
     ids: list[int]
     room: int
+    answer: list[int]
     run: list[int]
     text: str
     likely: NDArray[np.float64]
@@ -145,10 +151,13 @@ def _asked(runtime: Runtime, prompt: str) -> _Asked:
     room = max(1, min(_NEW_TOKENS, runtime.context_length - len(ids)))
     answer = runtime.generate([ids], GenerationOptions(new_tokens=room), 1)[0]
     run = [*ids, *answer.ids][: runtime.context_length]
-    return _Asked(prompt, ids, room, run, answer.text, _log_softmax(runtime.logits(run, range(len(run)))))
+    likely = _log_softmax(runtime.logits(run, range(len(run))))
+    return _Asked(prompt, ids, room, answer.ids, run, answer.text, likely)
 
 
-def _compared(target: Target, asked: _Asked) -> tuple[PromptCheck, NDArray[np.float64], NDArray[np.bool_]]:
+def _compared(
+    target: Target, asked: _Asked, ends: AbstractSet[int]
+) -> tuple[PromptCheck, NDArray[np.float64], NDArray[np.bool_]]:
     """The answers side by side, and by token the divergence and whether the most likely next one is the same."""
     import numpy as np
 
@@ -161,28 +170,42 @@ def _compared(target: Target, asked: _Asked) -> tuple[PromptCheck, NDArray[np.fl
     width = min(got.shape[1], likely.shape[1])
     likely, got = likely[:, :width], got[:, :width]
     kl = np.maximum((np.exp(likely) * (likely - got)).sum(axis=1), 0.0)
-    best, theirs = likely.argmax(axis=1), got.argmax(axis=1)
-    answer = target.answer(asked.ids, asked.room)
-    same = answer == asked.text
-    gap = None if same else _gap(likely[len(asked.ids) - 1 :], theirs[len(asked.ids) - 1 :])
-    return PromptCheck(prompt=asked.prompt, expected=asked.text, answer=answer, same=same, gap=gap), kl, best == theirs
+    ids, answer = target.answer(asked.ids, asked.room)
+    gap = parting_gap(asked.likely[len(asked.ids) - 1 :], asked.answer, ids, ends)
+    same = gap is None
+    found = PromptCheck(prompt=asked.prompt, expected=asked.text, answer=answer, same=same, gap=gap)
+    return found, kl, likely.argmax(axis=1) == got.argmax(axis=1)
 
 
-def _gap(likely: NDArray[np.float64], theirs: NDArray[np.int64]) -> float:
-    """Where greedy answers part: how much likelier the checkpoint's token is to it than the export's.
+def parting_gap(
+    likely: NDArray[np.float64], expected: Sequence[int], answer: Sequence[int], ends: AbstractSet[int]
+) -> float | None:
+    """How far apart the tokens are, to the checkpoint, at which two greedy answers part; None where they do not.
 
-    Where the distributions over the same text agree on every token, decoding step by step parted at a tie: the
-    narrowest lead of a first token over a second.
+    An answer that stops before the other stops at an end token there.
+
+    Args:
+        likely: the checkpoint's log-probabilities before every token of its answer and after the last.
+        expected: the checkpoint's answer.
+        answer: the export's.
+        ends: the checkpoint's end tokens.
+
+    Returns:
+        Nats; infinity where the two cannot be compared: an end token of one is a token of text to the other.
     """
-    import numpy as np
+    if list(expected) == list(answer):
+        return None
+    pairs = zip(expected, answer, strict=False)
+    row = next((place for place, (mine, other) in enumerate(pairs) if mine != other), min(len(expected), len(answer)))
 
-    rows = np.arange(len(likely))
-    apart = np.flatnonzero(likely.argmax(axis=1) != theirs)
-    if apart.size:
-        row = int(apart[0])
-        return float(likely[row].max() - likely[row, theirs[row]])
-    second = np.partition(likely, -2, axis=1)[rows, -2]
-    return float((likely.max(axis=1) - second).min())
+    def value(ids: Sequence[int]) -> float | None:
+        tokens = [ids[row]] if row < len(ids) else sorted(ends)
+        return max((float(likely[row, token]) for token in tokens if token < likely.shape[1]), default=None)
+
+    mine, other = value(expected), value(answer)
+    if mine is None or other is None or (row < len(answer) and answer[row] in ends):
+        return math.inf
+    return abs(mine - other)
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -17,12 +17,13 @@ from agentic_compression.errors import AcfError, ConfigurationError
 from agentic_compression.export.build import BuildRequest, Built
 from agentic_compression.export.card import model_card
 from agentic_compression.export.check import CheckRequest, tolerance_of
+from agentic_compression.export.copying import copy_file, legal_files, require_own_files
 from agentic_compression.export.destination import RECORD_NAME, new_export, require_free_place
 from agentic_compression.export.origin import Origin, find_origin, resolve_source
 from agentic_compression.export.plan import ExportPlan, plan_export
-from agentic_compression.export.recipe import recipe_of, write_recipe
+from agentic_compression.export.recipe import output_name, recipe_of, write_recipe
 from agentic_compression.progress import Progress, no_progress
-from agentic_compression.records import ExportCheck, ExportFormat, ExportRecord, Record
+from agentic_compression.records import ExportCheck, ExportFormat, ExportRecord, ExportTolerance, Record
 from agentic_compression.storage import write_record
 
 if TYPE_CHECKING:
@@ -33,12 +34,12 @@ __all__ = ["ExportRequest", "export_checkpoint", "export_name"]
 
 _BUILD = "agentic_compression.export.build:build"
 _CHECK = "agentic_compression.export.check:check"
+_NEAR_LOSSLESS = "F16"
 _TIMEOUT_S = 6 * 3600.0
 _PACKAGES = (
     "torch", "transformers", "safetensors", "compressed-tensors", "bitsandbytes", "accelerate", "xllamacpp", "gguf",
     "onnx", "onnxruntime",
 )  # fmt: skip
-_LEGAL = re.compile(r"(?i)(licen[cs]e|notice|use_policy)[^/]{0,40}")
 
 
 class ExportRequest(Record):
@@ -71,31 +72,45 @@ def export_checkpoint(
         AcfError: when the files cannot be written, or do not answer as the checkpoint does.
     """
     folder = resolve_source(request.source, settings)
+    require_own_files(folder)
     plan = plan_export(folder, request.format, request.gguf_type)
     final = request.output or settings.root / "data" / "exports" / f"{export_name(request.source)}-{request.format}"
     final = final.expanduser().absolute()
     require_free_place(final, force=request.force)
-    if final.resolve() == folder or folder in final.resolve().parents:
-        raise ConfigurationError(
-            f"an export must not lie in its checkpoint {folder}, got {final}; choose another place"
-        )
+    _require_apart(final.resolve(), folder.resolve())
     origin = find_origin(request.source, folder, settings, request.base_model)
+    legal = [*legal_files(origin.base_folder), *legal_files(origin.folder)]
     with new_export(final, force=request.force) as unfinished:
         if plan.making == "recipe":
             record = _recipe(origin, request, unfinished)
         else:
             record = _model(origin, request, plan, unfinished, supervisor, progress)
         record = record.model_copy(update={"path": str(final)})
-        _copy_legal(origin, unfinished)
+        for path in legal:
+            if not (unfinished / path.name).exists():
+                copy_file(path, unfinished / path.name)
         (unfinished / "README.md").write_text(model_card(_with_files(record, unfinished), origin), encoding="utf-8")
         record = _with_files(record, unfinished)
         write_record(unfinished / RECORD_NAME, _shared(record))
     return record
 
 
+def _require_apart(final: Path, folder: Path) -> None:
+    """Neither holds the other: an export changes no checkpoint, and replacing an export deletes none."""
+    if final == folder or folder in final.parents:
+        raise ConfigurationError(
+            f"an export must not lie in its checkpoint {folder}, got {final}; choose another place"
+        )
+    if final in folder.parents:
+        raise ConfigurationError(
+            f"an export must not take the place of a folder that holds its checkpoint {folder}, got {final}; choose "
+            "another place"
+        )
+
+
 def _recipe(origin: Origin, request: ExportRequest, folder: Path) -> ExportRecord:
     assert origin.manifest is not None
-    recipe = recipe_of(origin.manifest)
+    recipe = recipe_of(origin.manifest, output_name(origin.folder))
     write_recipe(recipe, folder)
     return _record(origin, request, "recipe", recipe.notes, None)
 
@@ -110,21 +125,59 @@ def _model(
 ) -> ExportRecord:
     """Build and check; where the tool chooses the GGUF type, the smallest one whose answers are near enough."""
     tried: list[str] = []
+    strict = _tolerance(origin, None)
     for gguf_type in plan.gguf_types or (None,):
-        _empty(folder)
+        tolerance = _tolerance(origin, gguf_type if plan.chosen else None)
+        near = None
+        if gguf_type is not None and tolerance != strict and gguf_type != _NEAR_LOSSLESS:
+            near = _near_lossless(origin, request, plan, folder, supervisor, progress)
         built = _build(origin, plan, gguf_type, folder, supervisor, progress)
-        checked = _check(origin, request, plan, gguf_type, folder, supervisor, progress)
+        checked = _check(origin, request, tolerance, folder, supervisor, progress)
         if checked.passed:
-            return _record(origin, request, built.form, (*plan.notes, *built.notes, *tried), checked)
+            measured = () if near is None else (_rounding(str(gguf_type), checked, near),)
+            return _record(origin, request, built.form, (*plan.notes, *built.notes, *tried, *measured), checked)
         tried.append(f"{gguf_type} was tried and lies too far off: {checked.problem}")
     raise AcfError(
         f"the {request.format} export does not answer as {request.source}: {checked.problem}; nothing was written"
     )
 
 
+def _near_lossless(
+    origin: Origin,
+    request: ExportRequest,
+    plan: ExportPlan,
+    folder: Path,
+    supervisor: Supervisor,
+    progress: Progress,
+) -> ExportCheck:
+    """The same conversion without rounding to few bits, held to the strict limits: what is left is the rounding."""
+    _build(origin, plan, _NEAR_LOSSLESS, folder, supervisor, progress)
+    found = _check(origin, request, _tolerance(origin, None), folder, supervisor, progress)
+    if not found.passed:
+        raise AcfError(
+            f"the conversion itself is at fault: {request.source} as {_NEAR_LOSSLESS}, which rounds next to nothing, "
+            f"does not answer as it: {found.problem}; nothing was written"
+        )
+    return found
+
+
+def _rounding(gguf_type: str, found: ExportCheck, near: ExportCheck) -> str:
+    return (
+        f"rounding of {gguf_type} measured: KL divergence {found.mean_kl:.2g} nats a token, most likely next tokens "
+        f"agree on {found.top1_agreement:.1%}; the same conversion as {_NEAR_LOSSLESS}: {near.mean_kl:.2g} nats, "
+        f"{near.top1_agreement:.1%}"
+    )
+
+
+def _tolerance(origin: Origin, gguf_type: str | None) -> ExportTolerance:
+    kinds = {module.kind for module in origin.manifest.modules.values()} if origin.manifest else set()
+    return tolerance_of(gguf_type, rounds_activations=bool(kinds & {"int8", "fp8"}))
+
+
 def _build(
     origin: Origin, plan: ExportPlan, gguf_type: str | None, folder: Path, supervisor: Supervisor, progress: Progress
 ) -> Built:
+    _empty(folder)
     request = BuildRequest(
         source=str(origin.folder), folder=str(folder), plan=plan, gguf_type=gguf_type, threads=_threads()
     )
@@ -137,18 +190,16 @@ def _build(
 def _check(
     origin: Origin,
     request: ExportRequest,
-    plan: ExportPlan,
-    gguf_type: str | None,
+    tolerance: ExportTolerance,
     folder: Path,
     supervisor: Supervisor,
     progress: Progress,
 ) -> ExportCheck:
-    kinds = {module.kind for module in origin.manifest.modules.values()} if origin.manifest else set()
     asked = CheckRequest(
         source=str(origin.folder),
         folder=str(folder),
         format=request.format,
-        tolerance=tolerance_of(gguf_type if plan.chosen else None, rounds_activations=bool(kinds & {"int8", "fp8"})),
+        tolerance=tolerance,
         threads=_threads(),
     )
     done = supervisor.run(_CHECK, asked, timeout_s=_TIMEOUT_S, progress=progress)
@@ -186,14 +237,6 @@ def _shared(record: ExportRecord) -> ExportRecord:
     """As it goes with the files: paths say something of the machine and nothing of the export."""
     named = record.source.startswith("models:/")
     return record.model_copy(update={"path": "", "source": record.source if named else Path(record.source).name})
-
-
-def _copy_legal(origin: Origin, folder: Path) -> None:
-    """The source model's licence texts go with its weights."""
-    for place in filter(None, (origin.base_folder, origin.folder)):
-        for path in sorted(place.iterdir()):
-            if path.is_file() and _LEGAL.fullmatch(path.name) and not (folder / path.name).exists():
-                shutil.copyfile(path, folder / path.name)
 
 
 def _empty(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agentic_compression.checkpoints.manifest import CheckpointManifest
+from agentic_compression.export.card_text import code
 from agentic_compression.records import ExportRecord
 
 __all__ = ["loading_code", "runtime_of"]
@@ -44,8 +45,33 @@ print(tokenizer.decode(ids, skip_special_tokens=True))
 """
 
 
-def loading_code(record: ExportRecord, manifest: CheckpointManifest | None) -> str:
-    """Markdown: what to install, and code for this folder."""
+_BY_QUANTIZER = {
+    "bitsandbytes": ("accelerate", "bitsandbytes"),
+    "compressed-tensors": ("compressed-tensors",),
+    "gptq": ("optimum", "gptqmodel"),
+    "awq": ("accelerate", "gptqmodel"),
+    "auto-round": ("auto-round",),
+    "fp8": ("accelerate",),
+    "mxfp4": ("accelerate", "kernels"),
+    "hqq": ("hqq",),
+    "quanto": ("accelerate", "optimum-quanto"),
+    "torchao": ("torchao",),
+    "aqlm": ("accelerate", "aqlm[gpu,cpu]"),
+    "eetq": ("accelerate", "kernels"),
+    "vptq": ("accelerate", "vptq"),
+    "quark": ("amd-quark",),
+}
+"""What transformers imports to load a checkpoint with this ``quant_method``, by its name on PyPI."""
+
+
+def loading_code(record: ExportRecord, manifest: CheckpointManifest | None, quantizer: str | None = None) -> str:
+    """Markdown: what to install, and code for this folder.
+
+    Args:
+        record: of the export.
+        manifest: of the checkpoint; None for one that was not made here.
+        quantizer: ``quant_method`` of such a checkpoint, if it has one.
+    """
     if record.format == "recipe":
         return _recipe_commands(record)
     if record.format == "gguf":
@@ -59,12 +85,17 @@ def loading_code(record: ExportRecord, manifest: CheckpointManifest | None) -> s
         needed = ["onnxruntime", "transformers"]
     kinds = {module.kind for module in manifest.modules.values()} if manifest else set()
     if record.form == "as stored" and kinds & {"int8", "nf4"}:
-        needed += ["accelerate", "bitsandbytes"]
+        needed += _BY_QUANTIZER["bitsandbytes"]
     if record.format == "compressed-tensors" or (record.form == "as stored" and kinds & {"packed", "fp8"}):
-        needed += ["compressed-tensors"]
-    pins = " ".join(f"{name}=={_public(record.packages[name])}" for name in needed if name in record.packages)
+        needed += _BY_QUANTIZER["compressed-tensors"]
+    unknown = ""
+    if manifest is None and quantizer:
+        needed += [name for name in _BY_QUANTIZER.get(quantizer, ()) if name not in needed]
+        if quantizer not in _BY_QUANTIZER:
+            unknown = f"\n\nIt is quantized by {code(quantizer)}; transformers' documentation says what that needs."
+    pins = " ".join(f"{name}=={_public(record.packages[name])}" if name in record.packages else name for name in needed)
     script = _ONNX if record.format == "onnx" else _TRANSFORMERS
-    return f"```bash\npip install {pins}\n```\n\nIn this folder:\n\n```python\n{script}```"
+    return f"```bash\npip install {pins}\n```{unknown}\n\nIn this folder:\n\n```python\n{script}```"
 
 
 def _public(version: str) -> str:

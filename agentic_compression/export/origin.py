@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from agentic_compression.checkpoints import CheckpointManifest, checkpoint_ref, read_manifest
 from agentic_compression.demo import model_path
 from agentic_compression.errors import AcfError, ModelError
+from agentic_compression.export.copying import LEGAL_NAME
 from agentic_compression.records import BASELINE, EpisodeRecord, ModelSpec, Strategy, StudyConfig
 from agentic_compression.settings import Settings
 
@@ -19,14 +20,25 @@ __all__ = ["Licence", "Origin", "find_origin", "licence_of", "resolve_source"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
+_TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,95}")
+_LINK = re.compile(r"https://[A-Za-z0-9.-]+(/[A-Za-z0-9._~/%+-]*)?(#[A-Za-z0-9._-]*)?")
 
 
 @dataclass(frozen=True)
 class Licence:
-    """The source model's licence as its own card names it; ``name`` None: not known, ``why`` says why not."""
+    """The source model's licence as its own card names it.
 
-    name: str | None
+    Attributes:
+        names: Hub identifiers, several where the card has a list; none: not known.
+        why: it is not known.
+        title: of a licence that the Hub has no identifier for (``other``).
+        link: to its text: an https address, or a file of the model.
+    """
+
+    names: tuple[str, ...] = ()
     why: str = ""
+    title: str = ""
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,8 @@ class Origin:
         manifest: None for a plain Hugging Face folder.
         base_model: Hub id, path or name of the model that was compressed; None when not known.
         base_folder: where its files are, when they are here.
+        on_hub: ``base_model`` names a model of the Hub: it was compressed from there, or the user says so.
+        stated: it is the user's word what ``base_model`` is.
         licence: of that model.
         study: in which it was measured; empty when it was not.
         measured: its episode, accuracy on the report items where there are any; None when it was not measured here.
@@ -55,6 +69,8 @@ class Origin:
     base_model: str | None
     base_folder: Path | None
     licence: Licence
+    on_hub: bool = False
+    stated: bool = False
     study: str = ""
     measured: EpisodeRecord | None = None
     baseline: EpisodeRecord | None = None
@@ -101,35 +117,34 @@ def find_origin(source: str, folder: Path, settings: Settings, base_model: str |
     manifest = read_manifest(folder)
     reference = checkpoint_ref(folder, BASELINE.key)
     study, measured, baseline = _evidence(reference.digest, settings)
-    name, place = (base_model, None) if base_model else _base(manifest, folder, study, settings)
-    if name is not None and place is None and Path(name).expanduser().is_dir():
-        place = Path(name).expanduser()
+    base = _stated(base_model) if base_model else _base(manifest, folder, study, settings)
+    place = base.folder if base.folder is not None and base.folder.is_dir() else None
     return Origin(
         source=source,
         folder=folder,
         digest=reference.digest,
         size_bytes=reference.size_bytes,
         manifest=manifest,
-        base_model=name,
+        base_model=base.name,
         base_folder=place,
-        licence=licence_of(name, place, settings),
+        licence=licence_of(base.name, place, settings, on_hub=base.on_hub),
+        on_hub=base.on_hub,
+        stated=bool(base_model),
         study=study,
         measured=measured,
         baseline=baseline,
     )
 
 
-def licence_of(name: str | None, place: Path | None, settings: Settings) -> Licence:
-    """The licence that a model's own card states, read from its folder or asked of the Hub."""
+def licence_of(name: str | None, place: Path | None, settings: Settings, *, on_hub: bool = False) -> Licence:
+    """The licence that a model's own card states, read from its folder, or asked of the Hub if it is from there."""
     if place is not None:
-        found = _front_matter(place / "README.md").get("license")
-        if isinstance(found, str) and _LICENCE.fullmatch(found):
-            return Licence(found.lower())
-        return Licence(None, "the source model's folder has no card that names one")
+        found = _licence(_front_matter(place / "README.md"))
+        return found or Licence(why="the source model's folder has no card that names one")
     if name is None:
-        return Licence(None, "the source model is not known")
-    if not _HUB_ID.fullmatch(name):
-        return Licence(None, "the source model's folder is not here")
+        return Licence(why="the source model is not known")
+    if not on_hub:
+        return Licence(why="the source model's folder is not here")
     return _hub_licence(name, settings)
 
 
@@ -139,12 +154,30 @@ def _hub_licence(name: str, settings: Settings) -> Licence:
     token = settings.hf_token.get_secret_value() if settings.hf_token else None
     try:
         card: Any = HfApi(endpoint=settings.hf_endpoint, token=token).model_info(name, timeout=10).card_data
-        found = card.get("license") if card is not None else None
+        values = card.to_dict() if card is not None else {}
     except Exception as error:  # offline, gated, gone: the licence is then not known
-        return Licence(None, f"the Hub could not be asked ({type(error).__name__})")
-    if isinstance(found, str) and _LICENCE.fullmatch(found):
-        return Licence(found.lower())
-    return Licence(None, "the source model's card names none")
+        return Licence(why=f"the Hub could not be asked ({type(error).__name__})")
+    found = _licence(values)
+    if found is None:
+        return Licence(why="the source model's card names none")
+    if found.link and not found.link.startswith("https://"):
+        return replace(found, link=f"{settings.hf_endpoint.rstrip('/')}/{name}/blob/main/{found.link}")
+    return found
+
+
+def _licence(card: dict[str, Any]) -> Licence | None:
+    """What the values at the start of a model card say; None when that is nothing that can be taken over."""
+    found = card.get("license")
+    given: list[Any] = found if isinstance(found, list) else [found]
+    names = tuple(item.lower() for item in given if isinstance(item, str) and _LICENCE.fullmatch(item))
+    if not names or len(names) < len(given):
+        return None
+    title, link = card.get("license_name"), card.get("license_link")
+    return Licence(
+        names=names,
+        title=title if isinstance(title, str) and _TITLE.fullmatch(title) else "",
+        link=link if isinstance(link, str) and (_LINK.fullmatch(link) or LEGAL_NAME.fullmatch(link)) else "",
+    )
 
 
 def _front_matter(path: Path) -> dict[str, Any]:
@@ -184,26 +217,54 @@ def _evidence(digest: str, settings: Settings) -> tuple[str, EpisodeRecord | Non
     return "", None, None
 
 
-def _base(
-    manifest: CheckpointManifest | None, folder: Path, study: str, settings: Settings
-) -> tuple[str | None, Path | None]:
-    """Name and folder of the model that was compressed: by its study, or by the digest in the manifest."""
-    if study and (config := _study_config(study, settings)) is not None and not config.model.startswith("models:/"):
-        demo = config.model == "demo"
-        return config.model, model_path() if demo else None
+@dataclass(frozen=True)
+class _Base:
+    """The model that was compressed; all empty: not known."""
+
+    name: str | None = None
+    folder: Path | None = None
+    on_hub: bool = False
+
+
+def _stated(name: str) -> _Base:
+    """What the user says; a name that is a folder here is none of the Hub."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _Base(name, folder)
+    return _Base(name, on_hub=bool(_HUB_ID.fullmatch(name)))
+
+
+def _base(manifest: CheckpointManifest | None, folder: Path, study: str, settings: Settings) -> _Base:
+    """By its study, or by the digest in the manifest. What a study read from a folder is not the Hub's of that name."""
+    config = _study_config(study, settings) if study else None
+    if config is not None and not config.model.startswith("models:/"):
+        if config.model == "demo":
+            return _Base("demo", model_path())
+        spec = _model_spec(settings.experiments / study / "model_spec.json")
+        return _Base(config.model, Path(config.model).expanduser()) if spec is None else _of_spec(spec)
     if manifest is None:
-        return ("demo" if folder == model_path().resolve() else folder.name), folder
-    if manifest.base_digest:
-        if manifest.base_digest == _digest(model_path(), settings):
-            return "demo", model_path()
-        for path in sorted(settings.experiments.glob("*/model_spec.json")):
-            try:
-                spec = ModelSpec.model_validate_json(path.read_text(encoding="utf-8"))
-            except (OSError, ValidationError):
-                continue
-            if spec.digest == manifest.base_digest:
-                return spec.model, Path(spec.path) if spec.path else None
-    return None, None
+        return _Base("demo" if folder == model_path().resolve() else folder.name, folder)
+    return _by_digest(manifest.base_digest, settings) if manifest.base_digest else _Base()
+
+
+def _by_digest(digest: str, settings: Settings) -> _Base:
+    if digest == _digest(model_path(), settings):
+        return _Base("demo", model_path())
+    specs = map(_model_spec, sorted(settings.experiments.glob("*/model_spec.json")))
+    return next((_of_spec(spec) for spec in specs if spec is not None and spec.digest == digest), _Base())
+
+
+def _of_spec(spec: ModelSpec) -> _Base:
+    if spec.path is not None:
+        return _Base(spec.model, Path(spec.path))
+    return _Base(spec.model, on_hub=bool(_HUB_ID.fullmatch(spec.model)))
+
+
+def _model_spec(path: Path) -> ModelSpec | None:
+    try:
+        return ModelSpec.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None
 
 
 def _study_config(study: str, settings: Settings) -> StudyConfig | None:

@@ -15,7 +15,7 @@ from agentic_compression.errors import ConfigurationError, ModelError, Unavailab
 from agentic_compression.records import ExportFormat, Record
 from agentic_compression.runtimes import llama_file
 
-__all__ = ["ExportPlan", "Making", "plan_export"]
+__all__ = ["ExportPlan", "Making", "foreign_quantizer", "plan_export"]
 
 Making = Literal["as stored", "dense", "compressed-tensors", "gguf", "onnx", "recipe"]
 _LADDER = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
@@ -57,7 +57,7 @@ def plan_export(folder: Path, wanted: ExportFormat, gguf_type: str | None = None
         return _recipe(manifest, folder)
     if llama_file(folder) is not None:
         return _of_gguf(folder, wanted, gguf_type)
-    quantizer = _foreign_quantizer(folder, manifest)
+    quantizer = foreign_quantizer(folder, manifest)
     if wanted == "hf":
         return _hf(manifest)
     if wanted == "compressed-tensors":
@@ -89,12 +89,15 @@ def _of_gguf(folder: Path, wanted: ExportFormat, gguf_type: str | None) -> Expor
     return ExportPlan(making="as stored")
 
 
-def _foreign_quantizer(folder: Path, manifest: CheckpointManifest | None) -> str | None:
+def foreign_quantizer(folder: Path, manifest: CheckpointManifest | None) -> str | None:
     """What a folder without our manifest is quantized by; None for dense ones and our own."""
     if manifest is not None:
         return None
     settings: Any = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
-    return str(settings.get("quant_method", "an unknown method")) if isinstance(settings, dict) else None
+    if not isinstance(settings, dict):
+        return None
+    by_flag = "bitsandbytes" if settings.get("load_in_4bit") or settings.get("load_in_8bit") else "an unknown method"
+    return str(settings.get("quant_method") or by_flag)
 
 
 def _hf(manifest: CheckpointManifest | None) -> ExportPlan:

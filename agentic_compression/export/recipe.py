@@ -6,6 +6,7 @@ reason, in every file: what is left of the strategy is then another one.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,9 +20,11 @@ from agentic_compression.errors import CompressionError
 from agentic_compression.methods import read_strategy, search_space
 from agentic_compression.records import Stage, Strategy
 
-__all__ = ["Recipe", "recipe_of", "write_recipe"]
+__all__ = ["Recipe", "output_name", "recipe_of", "write_recipe"]
 
-_HEAD = "lm_head"
+_ROUTERS = r"re:.*\.(gate|router|classifier|score)$"
+_PRUNING = frozenset({"magnitude", "wanda", "sparsegpt"})
+_QUANTIZING = frozenset({"rtn", "gptq", "awq", "autoround", "mixed_precision", "int8", "fp8"})
 _LONGEST = 8
 
 
@@ -47,16 +50,45 @@ class _Draft:
     """What the stages so far came to."""
 
     groups: dict[str, Any] | None
+    ignore: list[str]
     modifiers: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def recipe_of(manifest: CheckpointManifest) -> Recipe:
-    """Translate what was done to a checkpoint."""
+def output_name(folder: Path) -> str | None:
+    """The name of a model's output embedding, which methods leave alone; None where it cannot be found out."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, AttributeError):  # an architecture that transformers does not know
+        return None
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), None)
+
+
+def recipe_of(manifest: CheckpointManifest, output: str | None = None) -> Recipe:
+    """Translate what was done to a checkpoint.
+
+    Args:
+        manifest: of the checkpoint.
+        output: name of its output embedding; None when not known, and it is then said.
+    """
     strategy = search_space(_LONGEST).complete(manifest.strategy)
     packed = {name: item for name, item in manifest.modules.items() if isinstance(item, PackedModule)}
-    draft = _Draft(groups=_config_groups(packed) if packed else None)
+    ignore = [output or "lm_head", _ROUTERS]
+    draft = _Draft(groups=_config_groups(packed) if packed else None, ignore=ignore)
+    pruned = ""
     for stage in strategy.stages:
+        if stage.method in _QUANTIZING and pruned:
+            draft.notes.append(
+                f"{stage.method} after {pruned}: llm-compressor keeps no mask of zeros while it quantizes, so weights "
+                "that were pruned may come back; count them in what it makes"
+            )
+        pruned = stage.method if stage.method in _PRUNING else pruned
         if stage.when is not None:
             draft.notes.append(f"{stage.method}: its condition ({stage.when.label}) was met; other tools know none")
         translate = _TRANSLATIONS.get(stage.method)
@@ -67,6 +99,8 @@ def recipe_of(manifest: CheckpointManifest) -> Recipe:
             draft.notes.append(f"{stage.method}: no counterpart, it {reason}")
     if any(name.endswith((".down", ".up")) for name in packed):
         draft.notes.append("targets that end in .down or .up are factors of low-rank layers, which other tools lack")
+    if output is None:
+        draft.notes.append("the output embedding's name could not be found out; lm_head is what the files ignore")
     rounded = next((stage for stage in strategy.stages if stage.method == "autoround"), None)
     return Recipe(
         strategy=strategy,
@@ -146,11 +180,11 @@ def _config_groups(packed: Mapping[str, PackedModule]) -> dict[str, Any]:
 
 def _schemes(parameters: Mapping[str, Any], draft: _Draft) -> dict[str, Any]:
     """Arguments that every quantizing modifier takes; the observer is the stage's."""
-    groups = draft.groups or {"group_0": {"targets": ["Linear"], "weights": _weights(parameters)}}
+    groups = copy.deepcopy(draft.groups) or {"group_0": {"targets": ["Linear"], "weights": _weights(parameters)}}
     observer = "mse" if parameters.get("least_error") else "minmax"
     for group in groups.values():
         group["weights"]["observer"] = observer
-    return {"config_groups": groups, "ignore": [_HEAD]}
+    return {"config_groups": groups, "ignore": list(draft.ignore)}
 
 
 def _rtn(parameters: Mapping[str, Any], draft: _Draft) -> None:
@@ -190,33 +224,35 @@ def _int8(parameters: Mapping[str, Any], draft: _Draft) -> None:
     activations = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
     weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "observer": "minmax"}
     group = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
-    draft.modifiers.append(("QuantizationModifier", {"config_groups": {"group_0": group}, "ignore": [_HEAD]}))
+    draft.modifiers.append(
+        ("QuantizationModifier", {"config_groups": {"group_0": group}, "ignore": list(draft.ignore)})
+    )
     if parameters.get("threshold"):
         draft.notes.append("int8: columns of outliers were multiplied in floating point (threshold), here they are not")
 
 
 def _fp8(parameters: Mapping[str, Any], draft: _Draft) -> None:
     draft.modifiers.append(
-        ("QuantizationModifier", {"targets": ["Linear"], "scheme": "FP8_DYNAMIC", "ignore": [_HEAD]})
+        ("QuantizationModifier", {"targets": ["Linear"], "scheme": "FP8_DYNAMIC", "ignore": list(draft.ignore)})
     )
 
 
-def _pruning(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _pruning(parameters: Mapping[str, Any], draft: _Draft) -> dict[str, Any]:
     if parameters.get("pattern") == "2:4":
-        return {"sparsity": 0.5, "mask_structure": "2:4", "targets": ["Linear"], "ignore": [_HEAD]}
+        return {"sparsity": 0.5, "mask_structure": "2:4", "targets": ["Linear"], "ignore": list(draft.ignore)}
     share = float(parameters.get("sparsity", 0.5))
-    return {"sparsity": share, "mask_structure": "0:0", "targets": ["Linear"], "ignore": [_HEAD]}
+    return {"sparsity": share, "mask_structure": "0:0", "targets": ["Linear"], "ignore": list(draft.ignore)}
 
 
 def _sparsegpt(parameters: Mapping[str, Any], draft: _Draft) -> None:
     damping = {"dampening_frac": parameters.get("damp_percent", 0.01), "block_size": 128}
-    draft.modifiers.append(("SparseGPTModifier", _pruning(parameters) | damping))
+    draft.modifiers.append(("SparseGPTModifier", _pruning(parameters, draft) | damping))
     if parameters.get("pattern") != "2:4" and parameters.get("compare", "row") == "row":
         draft.notes.append("sparsegpt: weights competed within rows (compare=row), SparseGPTModifier compares blocks")
 
 
 def _wanda(parameters: Mapping[str, Any], draft: _Draft) -> None:
-    draft.modifiers.append(("WandaPruningModifier", _pruning(parameters)))
+    draft.modifiers.append(("WandaPruningModifier", _pruning(parameters, draft)))
 
 
 def _auto_round(stage: Stage, packed: Mapping[str, PackedModule]) -> dict[str, Any]:

@@ -33,8 +33,8 @@ class Target(Protocol):
         """Next-token logits after every token, ``(tokens, vocabulary)``."""
         ...
 
-    def answer(self, ids: Sequence[int], new_tokens: int) -> str:
-        """The greedy continuation."""
+    def answer(self, ids: Sequence[int], new_tokens: int) -> tuple[list[int], str]:
+        """The greedy continuation: its token ids without the one that ends it, and its text."""
         ...
 
 
@@ -55,10 +55,13 @@ class _TransformersTarget:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+        from agentic_compression.runtimes.tokenizer import end_ids
+
         self.runtime = f"transformers {importlib.metadata.version('transformers')}"
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self._ends = end_ids(self._tokenizer, folder)
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype="auto", output_loading_info=True
+            folder, local_files_only=True, dtype="auto", output_loading_info=True, trust_remote_code=False
         )
         wrong = [name for key in ("missing_keys", "mismatched_keys") for name in sorted(map(str, report.get(key, ())))]
         if wrong:
@@ -79,7 +82,7 @@ class _TransformersTarget:
             found: NDArray[np.float32] = self._model(input_ids=torch.tensor([list(ids)])).logits[0].float().numpy()
         return found
 
-    def answer(self, ids: Sequence[int], new_tokens: int) -> str:
+    def answer(self, ids: Sequence[int], new_tokens: int) -> tuple[list[int], str]:
         import torch
 
         tokens = torch.tensor([list(ids)])
@@ -93,7 +96,9 @@ class _TransformersTarget:
                 do_sample=False,
                 pad_token_id=0 if end is None else end,
             )
-        return str(self._tokenizer.decode(made[0, tokens.shape[1] :], skip_special_tokens=True))
+        answer: list[int] = made[0, tokens.shape[1] :].tolist()
+        answer = answer[: next((place for place, token in enumerate(answer) if token in self._ends), len(answer))]
+        return answer, str(self._tokenizer.decode(answer, skip_special_tokens=True))
 
 
 class _LlamaTarget:
@@ -114,10 +119,11 @@ class _LlamaTarget:
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         return self._runtime.logits(ids, range(len(ids)))
 
-    def answer(self, ids: Sequence[int], new_tokens: int) -> str:
+    def answer(self, ids: Sequence[int], new_tokens: int) -> tuple[list[int], str]:
         from agentic_compression.runtimes import GenerationOptions
 
-        return self._runtime.generate([ids], GenerationOptions(new_tokens=new_tokens), 1)[0].text
+        made = self._runtime.generate([ids], GenerationOptions(new_tokens=new_tokens), 1)[0]
+        return made.ids, made.text
 
 
 class _OnnxTarget:
@@ -147,11 +153,11 @@ class _OnnxTarget:
         found: NDArray[np.float32] = self._session.run(["logits"], feed)[0][0]
         return found
 
-    def answer(self, ids: Sequence[int], new_tokens: int) -> str:
+    def answer(self, ids: Sequence[int], new_tokens: int) -> tuple[list[int], str]:
         made: list[int] = []
         while len(made) < new_tokens:
             token = int(self.logits([*ids, *made])[-1].argmax())
             if token in self._ends:
                 break
             made.append(token)
-        return str(self._tokenizer.decode(made, skip_special_tokens=True))
+        return made, str(self._tokenizer.decode(made, skip_special_tokens=True))

@@ -157,12 +157,13 @@ def test_packed_weights_become_a_file_that_llama_cpp_answers_from(
     assert run_card(tmp_path / "gguf").startswith(record.check.prompts[0].answer)
 
 
-def test_a_gguf_checkpoint_is_linked_and_answers_exactly_alike(
+def test_a_gguf_checkpoint_is_copied_and_answers_exactly_alike(
     checkpoints: dict[str, CheckpointRef], state: Settings, supervisor: Supervisor, tmp_path: Path
 ) -> None:
     source = Path(checkpoints["gguf"].path)
     record = exported(str(source), "gguf", state, supervisor, tmp_path / "gguf")
     assert (tmp_path / "gguf" / "model.gguf").read_bytes() == (source / "model.gguf").read_bytes()
+    assert not (tmp_path / "gguf" / "model.gguf").samefile(source / "model.gguf")
     assert record.check is not None
     assert record.check.max_kl < 1e-6
     assert all(item.same for item in record.check.prompts)

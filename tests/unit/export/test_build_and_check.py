@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
+import shutil
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from agentic_compression.checkpoints import load_checkpoint
 from agentic_compression.checkpoints.low_rank_linear import LowRankLinear
 from agentic_compression.errors import AcfError, ConfigurationError
+from agentic_compression.export import ExportRequest, export_checkpoint, exporting
+from agentic_compression.export import build as building
 from agentic_compression.export.build import BuildRequest, Built, build
-from agentic_compression.export.check import CheckRequest, check, problem_with, tolerance_of
+from agentic_compression.export.check import PROMPTS, CheckRequest, check, parting_gap, problem_with, tolerance_of
 from agentic_compression.export.dense import make_dense
 from agentic_compression.export.plan import plan_export
-from agentic_compression.records import ExportCheck, ExportFormat
+from agentic_compression.export.targets import open_target
+from agentic_compression.records import ExportCheck, ExportFormat, PromptCheck, Record
+from agentic_compression.runtimes import GenerationOptions, open_runtime
+from agentic_compression.settings import Settings
 from tests.unit.export.checkpoints import BY_HAND, STRATEGIES, applied, made
 from tests.unit.methods.bitsandbytes_reference import bitsandbytes
 from tests.unit.methods.tiny_models import logits, tiny_model
@@ -134,7 +147,6 @@ def test_a_corrupted_export_does_not_pass(wanted: ExportFormat, folders: dict[st
         path = tmp_path / "made" / "model.safetensors"
         tensors = load_file(path)
         tensors["model.layers.1.mlp.down_proj.weight"].neg_()
-        path.unlink()  # a hard link to the checkpoint's own file
         save_file(tensors, path, metadata={"format": "pt"})
     else:
         path = tmp_path / "made" / "model.gguf"
@@ -157,6 +169,20 @@ def test_weights_that_miss_are_an_error(folders: dict[str, Path], tmp_path: Path
         checked(folders["dense"], "hf", tmp_path / "made")
 
 
+def test_code_that_comes_with_a_model_is_not_run(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # what transformers asks when nobody has said no
+    built(folders["dense"], "hf", tmp_path / "made")
+    (tmp_path / "made" / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    path = tmp_path / "made" / "config.json"
+    code = {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "theirs", "auto_map": code}))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        open_target("hf", tmp_path / "made", 1)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_another_tokenizer_is_an_error(folders: dict[str, Path], tmp_path: Path) -> None:
     built(folders["dense"], "hf", tmp_path / "made")
     path = tmp_path / "made" / "tokenizer.json"
@@ -172,6 +198,31 @@ def test_the_checkpoint_itself_is_not_changed(folders: dict[str, Path], tmp_path
     for wanted in ("hf", "gguf"):
         built(folders["zeros"], wanted, tmp_path / wanted)
     assert {path.name: path.read_bytes() for path in folders["zeros"].iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["dense", "rtn4"])
+def test_an_export_edited_in_place_leaves_the_checkpoint_alone(
+    name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in folders[name].iterdir()}
+    built(folders[name], "hf", tmp_path / "hf")
+    for path in (tmp_path / "hf").iterdir():
+        assert not path.samefile(folders[name] / path.name)
+        assert path.read_bytes() == before[path.name]
+        with path.open("r+b") as file:
+            file.write(b"edited")
+        path.chmod(0o600)
+    assert {path.name: path.read_bytes() for path in folders[name].iterdir()} == before
+    assert all(path.stat().st_mode & 0o044 for path in folders[name].iterdir() if path.name == "config.json")
+
+
+def test_the_space_of_a_copy_is_asked_for(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(building, "require_space", lambda _, needed: asked.append(needed))
+    built(folders["dense"], "hf", tmp_path / "hf")
+    assert asked == [sum(path.stat().st_size for path in (tmp_path / "hf").iterdir())]
 
 
 @pytest.mark.parametrize("name", ["dense", "zeros", "nf4", "low_rank", "adapted"])
@@ -195,6 +246,117 @@ def test_gguf_types_that_cannot_be_made_are_refused(asked: str, folders: dict[st
 def test_a_type_without_gguf_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(ConfigurationError, match="--type is of GGUF files"):
         plan_export(folders["dense"], "hf", "Q8_0")
+
+
+def chances(*rows: dict[int, float]) -> NDArray[np.float64]:
+    """Log-probabilities over eight tokens, by row; what is not named has the rest."""
+    table = np.full((len(rows), 8), np.nan)
+    for row, named in enumerate(rows):
+        table[row] = (1 - sum(named.values())) / (8 - len(named))
+        for token, value in named.items():
+            table[row, token] = value
+    logs: NDArray[np.float64] = np.log(table)
+    return logs
+
+
+LIKELY = chances({3: 0.8, 4: 0.1, 1: 0.02}, {5: 0.45, 6: 0.4, 1: 0.01}, {2: 0.6, 1: 0.3, 7: 0.02}, {1: 0.9, 2: 0.05})
+PARTINGS = [
+    ([3, 5, 2], [3, 5, 2], None),
+    ([3, 5, 2], [4, 5, 2], math.log(0.8 / 0.1)),
+    ([3, 5, 2], [3, 6, 7, 7], math.log(0.45 / 0.4)),
+    ([3, 5, 2], [3, 5], math.log(0.6 / 0.3)),  # the export stops early
+    ([3, 5], [3, 5, 2], math.log(0.6 / 0.3)),  # and late
+    ([3, 5, 2], [], math.log(0.8 / 0.02)),
+    ([3, 5], [3, 5, 1, 4], math.inf),  # an end token that no longer ends anything
+    ([3, 5, 2], [3, 9, 2], math.inf),  # a token the checkpoint does not have
+]
+
+
+@pytest.mark.parametrize(("expected", "answer", "gap"), PARTINGS)
+def test_the_gap_is_that_of_the_tokens_where_answers_part(
+    expected: list[int], answer: list[int], gap: float | None
+) -> None:
+    found = parting_gap(LIKELY, expected, answer, {1})
+    assert found == (gap if gap is None else pytest.approx(gap))
+
+
+def test_answers_that_stop_elsewhere_without_a_tie_do_not_pass() -> None:
+    """Distributions that agree on every token excuse no other answer."""
+    gap = parting_gap(LIKELY, [3, 5, 2], [], {1})
+    prompt = PromptCheck(prompt="p", expected="abc", answer="", same=False, gap=gap)
+    problem = problem_with(result_of(0.0, 0.0, 1.0).model_copy(update={"prompts": (prompt,)}))
+    assert "they part at tokens 3.69 nats apart" in problem
+    lost = prompt.model_copy(update={"gap": math.inf})
+    assert "where they part" in problem_with(result_of(0.0, 0.0, 1.0).model_copy(update={"prompts": (lost,)}))
+    assert PromptCheck.model_validate_json(lost.model_dump_json()).gap == math.inf
+
+
+def test_an_export_that_lost_its_end_token_does_not_pass(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The answer's second token ends it in the checkpoint; the export's configuration names another end."""
+    source = tmp_path / "source"
+    shutil.copytree(folders["dense"], source)
+    first = checked(source, "hf", folders["dense"])
+    assert first.passed
+    with closing(open_runtime(str(source), "cpu", 1)) as runtime:
+        ids = runtime.tokenizer(PROMPTS[0], verbose=False)["input_ids"]
+        end = runtime.generate([ids], GenerationOptions(new_tokens=4), 1)[0].ids[1]
+    path = source / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [1, end]}))
+    built(source, "hf", tmp_path / "made")
+    assert checked(source, "hf", tmp_path / "made").passed
+    made_config = tmp_path / "made" / "generation_config.json"
+    made_config.write_text(json.dumps(json.loads(made_config.read_text()) | {"eos_token_id": 1}))
+    result = checked(source, "hf", tmp_path / "made")
+    assert result.mean_kl < 1e-6
+    assert not result.passed
+    assert "greedy answers to" in result.problem
+
+
+class InProcess:
+    """Runs a child's entry here."""
+
+    def run(self, entry: str, request: Record, **_: Any) -> Any:
+        module, name = entry.split(":")
+        try:
+            result: Record = getattr(importlib.import_module(module), name)(request)
+        except AcfError as error:
+            return SimpleNamespace(result=None, error=str(error))
+        return SimpleNamespace(result=result.model_dump(mode="json"), error=None)
+
+
+def faulty_build(request: BuildRequest) -> Built:
+    """Halves a projection on the way, whatever the type: a conversion fault that low-bit limits excuse."""
+    loaded = load_checkpoint(request.source)
+    with torch.no_grad():
+        loaded.model.model.layers[1].mlp.down_proj.weight.mul_(0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agentic_compression.checkpoints.load_checkpoint", lambda _: loaded)
+        return build(request)
+
+
+def test_limits_for_few_bits_excuse_no_fault_of_the_conversion(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here: Any = InProcess()
+    state = Settings(ACF_HOME=tmp_path / "state")
+    request = ExportRequest(source=str(folders["dense"]), format="gguf", gguf_type="Q2_K", output=tmp_path / "made")
+    record = export_checkpoint(request, state, here)
+    note = next(note for note in record.notes if note.startswith("rounding of Q2_K measured: KL divergence"))
+    assert note in (tmp_path / "made" / "README.md").read_text().replace("\\", "")
+    assert sorted(path.name for path in tmp_path.glob("made/*.gguf")) == ["model.gguf"]
+    monkeypatch.setattr(exporting, "_BUILD", f"{__name__}:faulty_build")
+    (tmp_path / "tried").mkdir()
+    plan = plan_export(folders["dense"], "gguf", "Q2_K")
+    faulty_build(
+        BuildRequest(source=str(folders["dense"]), folder=str(tmp_path / "tried"), plan=plan, gguf_type="Q2_K")
+    )
+    lax = CheckRequest(
+        source=str(folders["dense"]), folder=str(tmp_path / "tried"), format="gguf", tolerance=tolerance_of("Q2_K")
+    )
+    assert check(lax).passed, "the fault is one that the lax limits let through"
+    with pytest.raises(AcfError, match="the conversion itself is at fault"):
+        export_checkpoint(request.model_copy(update={"output": tmp_path / "broken"}), state, here)
+    assert not (tmp_path / "broken").exists()
 
 
 def result_of(mean: float, largest: float, agreement: float) -> ExportCheck:

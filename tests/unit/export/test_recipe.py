@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from compressed_tensors.quantization import QuantizationScheme
+from compressed_tensors.utils.match import match_named_modules
 
 from agentic_compression.checkpoints.manifest import CheckpointManifest, PackedModule
 from agentic_compression.errors import ConfigurationError
 from agentic_compression.export.plan import plan_export
-from agentic_compression.export.recipe import Recipe, recipe_of, write_recipe
+from agentic_compression.export.recipe import Recipe, output_name, recipe_of, write_recipe
 from agentic_compression.methods import describe_methods, read_strategy
 from agentic_compression.records import Strategy
 from tests.unit.export.checkpoints import made
@@ -23,7 +25,7 @@ QUANTIZERS = ("rtn", "gptq", "awq", "autoround", "mixed_precision", "int8", "fp8
 
 def recipe(text: str, modules: dict[str, Any] | None = None) -> Recipe:
     manifest = CheckpointManifest(base_digest="x", strategy=Strategy.parse(text), modules=modules or {})
-    return recipe_of(manifest)
+    return recipe_of(manifest, "lm_head")
 
 
 @pytest.mark.parametrize("name", [method.name for method in describe_methods()])
@@ -96,3 +98,50 @@ def test_the_file_itself_names_what_it_leaves_out(tmp_path: Path) -> None:
 def test_a_model_to_which_nothing_was_done_has_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="nothing was done"):
         plan_export(made("dense", tmp_path / "dense"), "recipe")
+
+
+def ignored(found: Recipe) -> list[list[str]]:
+    return [values["ignore"] for _, values in found.modifiers if "ignore" in values]
+
+
+@pytest.mark.parametrize("text", ["rtn", "gptq", "int8", "fp8", "wanda", "sparsegpt:pattern=2:4", "autoround"])
+def test_layers_that_methods_leave_alone_are_ignored(text: str) -> None:
+    """The names are the model's own, and routers of mixtures of experts are among them."""
+    layers = torch.nn.ModuleDict({"mlp": torch.nn.ModuleDict({"gate": torch.nn.Linear(4, 4)})})
+    layers["mlp"]["gate_proj"] = torch.nn.Linear(4, 4)
+    model = torch.nn.ModuleDict({"layers": layers, "embed_out": torch.nn.Linear(4, 4)})
+    manifest = CheckpointManifest(base_digest="x", strategy=Strategy.parse(text))
+    for ignore in ignored(recipe_of(manifest, "embed_out")):
+        left = [name for name, _ in match_named_modules(model, ["Linear"], ignore)]
+        assert left == ["layers.mlp.gate_proj"]
+    assert ignored(recipe_of(manifest, "embed_out"))
+
+
+def test_the_output_embedding_is_found_in_the_model(tmp_path: Path) -> None:
+    from transformers import BertConfig
+
+    BertConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=16, is_decoder=True
+    ).save_pretrained(tmp_path)
+    assert output_name(tmp_path) == "cls.predictions.decoder"
+    assert output_name(made("rtn8", tmp_path / "tied")) == "lm_head"
+    (tmp_path / "config.json").write_text('{"model_type": "never-heard-of"}')
+    assert output_name(tmp_path) is None
+    manifest = CheckpointManifest(base_digest="x", strategy=Strategy.parse("rtn"))
+    assert any("output embedding" in note for note in recipe_of(manifest).notes)
+
+
+@pytest.mark.parametrize("quantizer", ["rtn", "gptq", "awq", "autoround", "int8", "fp8"])
+def test_zeros_that_may_be_lost_are_named(quantizer: str, tmp_path: Path) -> None:
+    found = recipe(f"wanda | {quantizer}")
+    note = next(note for note in found.notes if note.startswith(f"{quantizer} after wanda: "))
+    write_recipe(found, tmp_path)
+    assert note in json.loads((tmp_path / "not_translated.json").read_text())
+    assert not any(" after " in note for note in recipe(f"{quantizer} | wanda").notes)
+
+
+def test_stages_do_not_share_their_schemes() -> None:
+    packed = {"a": PackedModule(bits=4, group_size=32, symmetric=True)}
+    found = recipe("rtn:bits=4,group_size=32,least_error=false | gptq:bits=4,group_size=32,least_error=true", packed)
+    observers = [values["config_groups"]["group_0"]["weights"]["observer"] for _, values in found.modifiers]
+    assert observers == ["minmax", "mse"]
