@@ -119,6 +119,7 @@ def _needs(workload: Workload, config: AsvdConfig) -> Needs:
 METHOD = Method(
     name="asvd",
     category="low_rank",
+    stored_as="factors",
     config=AsvdConfig,
     apply=apply,
     summary="replace each layer by two thin ones (truncated SVD, inputs scaled by the size of their activations)",

@@ -96,6 +96,7 @@ def _needs(workload: Workload, config: AutoRoundConfig) -> Needs:
 METHOD = Method(
     name="autoround",
     category="quantization",
+    stored_as="packed",
     config=AutoRoundConfig,
     apply=apply,
     summary="tune how weights are rounded with calibration text; best of all at 2 and 3 bits, takes minutes",

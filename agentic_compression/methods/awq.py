@@ -359,6 +359,7 @@ def _needs(workload: Workload, config: AwqConfig) -> Needs:
 METHOD = Method(
     name="awq",
     category="quantization",
+    stored_as="packed",
     config=AwqConfig,
     apply=apply,
     summary="scale the weight columns that read large activations before rounding them; good at 4 bits, takes seconds",

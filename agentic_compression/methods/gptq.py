@@ -325,6 +325,7 @@ def needs(workload: Workload, config: GptqConfig) -> Needs:
 METHOD = Method(
     name="gptq",
     category="quantization",
+    stored_as="packed",
     config=GptqConfig,
     apply=apply,
     summary="quantize to 2, 3, 4 or 8 bits with calibration text, repairing rounding errors; best below 4 bits",

@@ -216,6 +216,7 @@ class Method:
         calibrates: whether these parameters need it; ``needs_calibration`` decides for all when None.
         needs_gpu: whether it runs on CUDA only.
         trains: whether it optimises the model on ``context.training``.
+        stored_as: form of the weights that several methods share, so that what one costs to serve tells of the others.
         may_follow: categories of stages that may come before it.
         must_follow: categories of which one stage must come before it; empty when it can be the first.
         may_not_follow: names of methods that must not come before it, whatever their category.
@@ -235,6 +236,7 @@ class Method:
     needs_calibration: bool = False
     needs_gpu: bool = False
     trains: bool = False
+    stored_as: str = ""
     may_follow: tuple[Category, ...] = ()
     must_follow: tuple[Category, ...] = ()
     may_not_follow: tuple[str, ...] = ()
@@ -255,6 +257,7 @@ class Method:
         return MethodDescription(
             name=self.name,
             category=self.category,
+            stored_as=self.stored_as,
             summary=self.summary,
             paper=self.paper,
             parameters=parameters,

@@ -96,6 +96,7 @@ def _needs(workload: Workload, _: MagnitudeConfig) -> Needs:
 METHOD = Method(
     name="magnitude",
     category="pruning",
+    stored_as="masked",
     config=MagnitudeConfig,
     apply=apply,
     summary="set the smallest weights of every layer to zero; smaller files, same memory and latency when running",

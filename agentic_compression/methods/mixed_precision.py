@@ -227,6 +227,7 @@ def _needs(workload: Workload, config: MixedPrecisionConfig) -> Needs:
 METHOD = Method(
     name="mixed_precision",
     category="quantization",
+    stored_as="packed",
     config=MixedPrecisionConfig,
     apply=apply,
     summary="2, 3, 4 or 8 bits for each layer by measured sensitivity, within an average; takes minutes",

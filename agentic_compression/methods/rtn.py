@@ -108,6 +108,7 @@ def needs(workload: Workload, config: RtnConfig) -> Needs:
 METHOD = Method(
     name="rtn",
     category="quantization",
+    stored_as="packed",
     config=RtnConfig,
     apply=apply,
     summary="round weights to the nearest of 2, 3, 4 or 8 bits, in groups; needs no data and takes seconds",

@@ -229,6 +229,7 @@ def _needs(workload: Workload, _: SparseGptConfig) -> Needs:
 METHOD = Method(
     name="sparsegpt",
     category="pruning",
+    stored_as="masked",
     config=SparseGptConfig,
     apply=apply,
     summary="zero weights with calibration text and repair the error with those that stay; best at half and above",

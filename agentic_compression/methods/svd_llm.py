@@ -151,6 +151,7 @@ def _needs(workload: Workload, _: SvdLlmConfig) -> Needs:
 METHOD = Method(
     name="svd_llm",
     category="low_rank",
+    stored_as="factors",
     config=SvdLlmConfig,
     apply=apply,
     summary="replace each layer by two thin ones that keep its output on calibration text best (whitened SVD)",

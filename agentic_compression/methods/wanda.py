@@ -110,6 +110,7 @@ def _needs(workload: Workload, _: WandaConfig) -> Needs:
 METHOD = Method(
     name="wanda",
     category="pruning",
+    stored_as="masked",
     config=WandaConfig,
     apply=apply,
     summary="zero the weights with the least weight times input in every output row; needs calibration text, quick",

@@ -94,6 +94,9 @@ class MethodDescription(Record):
     needs_gpu: bool = False
     available: bool = True
     unavailable_reason: str | None = Field(default=None, description="why not, and what to install")
+    stored_as: str = Field(
+        default="", description="form of the weights that several methods share: one code reads and serves them"
+    )
     version: str = Field(default="1", description="raised whenever the same parameters give another result")
     example: str = ""
 

@@ -9,13 +9,14 @@ choice has a column a value, so that methods from elsewhere are learned like our
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agentic_compression.checkpoints.gguf_bits import mixture_bits
 from agentic_compression.checkpoints.gguf_types import FILE_TYPES
-from agentic_compression.records import Parameter, ParameterValue, SearchSpace, Stage, Strategy
+from agentic_compression.records import MethodDescription, Parameter, ParameterValue, SearchSpace, Stage, Strategy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,7 +121,8 @@ class Columns:
             ``*@source`` for how far it stands from this one.
         names: ``*`` for any stage that changes the model, ``*category``, ``method``, ``method.parameter`` or
             ``method.parameter=value``. What models have in common with themselves, such as one that little disturbs,
-            is learned of all methods from any.
+            is learned of all methods from any. ``=form`` and ``=form.parameter`` are shared by methods that store
+            weights in one form, which cost alike to serve.
     """
 
     space: SearchSpace
@@ -138,9 +140,21 @@ class Columns:
                     self.names.append(f"{method.name}.{parameter.name}")
                 else:
                     self.names += [f"{method.name}.{parameter.name}={value}" for value in parameter.choices[1:]]
+        stored = Counter(method.stored_as for method in self.space.methods if method.stored_as)
+        self._forms = {form for form, methods in stored.items() if methods > 1}
+        for method in self.space.methods:
+            if form := self.form_of(method):
+                units = (parameter.name for parameter in method.parameters if parameter.name in _UNITS)
+                self.names += [
+                    name for name in (form, *(_of_form(form, unit) for unit in units)) if name not in self.names
+                ]
         self.names += [f"*@{source}" for source, _ in self.sources]
         self._place = {name: index for index, name in enumerate(self.names)}
         self._methods = {method.name: method for method in self.space.methods}
+
+    def form_of(self, method: MethodDescription) -> str:
+        """The column of the form in which it stores weights; empty where no other method stores them so."""
+        return f"={method.stored_as}" if method.stored_as in self._forms else ""
 
     def design(self, strategies: Sequence[Strategy], log_sizes: Sequence[float], sources: Sequence[str] = ()) -> Design:
         """Strategies as numbers.
@@ -173,11 +187,16 @@ class Columns:
         found = [(method.name, 1.0)]
         if method.category != "healing":
             found += [("*", 1.0), (f"*{method.category}", 1.0)]
+        form = self.form_of(method)
+        if form:
+            found.append((form, 1.0))
         for parameter in method.parameters:
             value = stage.parameters.get(parameter.name, parameter.default)
             name = f"{method.name}.{parameter.name}"
             if _is_number(parameter):
                 found.append((name, _scaled(parameter, value)))
+                if form and parameter.name in _UNITS:
+                    found.append((_of_form(form, parameter.name), _scaled(parameter, value)))
             elif f"{name}={value}" in self._place:
                 found.append((f"{name}={value}", 1.0))
         return found
@@ -200,6 +219,11 @@ _UNITS: dict[str, Callable[[float], float]] = {
     "rank": lambda number: math.log10(max(number, 1.0)) - 2,
 }
 """Numbers by the name of their parameter in units in which a step means about as much anywhere in the range."""
+
+
+def _of_form(form: str, parameter: str) -> str:
+    """The column that methods share for what means the same to who reads the form."""
+    return f"{form}.{'bits' if parameter == 'target_bits' else parameter}"
 
 
 def _scaled(parameter: Parameter, value: ParameterValue) -> float:

@@ -42,6 +42,12 @@ _FROM_THE_USUAL, _SHARED_BY_CATEGORY = 1.5, 0.7
 _ALIKE, _UNLIKE = 0.3, 4.0
 """How far another model may stand from this one in a situation that is the same, and in one with nothing in common."""
 
+_OF_A_FORM = 0.01
+"""What the form in which weights are stored does to the outputs: nothing, as far as it is known."""
+
+_WITHIN_A_FORM = 0.5
+"""How far methods that store weights in one form differ in a cost, over how far others do."""
+
 _SLOPES: dict[str, tuple[float, float]] = {
     "bits": (-1.5, 0.5),
     "target_bits": (-1.5, 0.5),
@@ -61,6 +67,9 @@ def damage_beliefs(columns: Columns) -> Beliefs:
     methods = {method.name: method for method in columns.space.methods}
     apart = {f"*@{source}": _ALIKE + _UNLIKE * (1 - alike) for source, alike in columns.sources}
     for index, name in enumerate(columns.names):
+        if name.startswith("="):
+            deviation[index] = _OF_A_FORM
+            continue
         if name.startswith("*"):
             deviation[index] = apart.get(name, _FROM_THE_USUAL if name == "*" else _SHARED_BY_CATEGORY)
             continue
@@ -93,4 +102,10 @@ def time_expectations(columns: Columns) -> Array:
 def cost_deviations(columns: Columns, intercept: float, slope: float) -> Array:
     """Standard deviations of what methods and their parameters do to the logarithm of a cost beyond arithmetic."""
     shared = {"*", *(f"*{method.category}" for method in columns.space.methods)}
-    return np.array([slope if "." in name or name in shared else intercept for name in columns.names])
+    formed = {method.name for method in columns.space.methods if columns.form_of(method)}
+    return np.array(
+        [
+            slope if "." in name or name in shared else intercept * (_WITHIN_A_FORM if name in formed else 1.0)
+            for name in columns.names
+        ]
+    )

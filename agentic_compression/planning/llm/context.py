@@ -248,6 +248,8 @@ def _method(method: MethodDescription) -> dict[str, Any]:
         told["may_not_follow"] = list(method.may_not_follow)
     if method.trains:
         told["trains"] = True
+    if method.stored_as:
+        told["stored_as"] = method.stored_as
     return told
 
 

@@ -44,7 +44,8 @@ expected minus measured.
 exceeds what is measured then, the more the wider the intervals; compare candidates by it and by their "expected".
 - Where "own_strategy_allowed" is false, choose a candidate: it is drawn anew for every episode, with a chance that \
 grows with what your own strategies added before.
-- Costs count as measured on this machine: small files do not always run fast.
+- Costs count as measured on this machine: small files do not always run fast. Methods with the same "stored_as" are \
+served by the same code, so that the costs of one tell of the others.
 """
 
 _FORM = """\
