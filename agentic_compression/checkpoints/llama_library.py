@@ -221,8 +221,9 @@ class ContextOptions:
     """How a context is built. llama.cpp allocates the whole key-value cache at once.
 
     Attributes:
-        tokens: cells of the cache, shared by all sequences.
+        tokens: cells of the cache, of all sequences together.
         sequences: sequences at once, at most 256.
+        unified: they share the cells, and each looks through all of them; otherwise each has an equal part of its own.
         batch: tokens computed at once.
         outputs: positions of one batch whose logits are wanted, at most; bounds the memory set aside for logits.
         threads: of the computation.
@@ -237,6 +238,7 @@ class ContextOptions:
     threads: int = 1
     exact: bool = False
     embeddings: bool = False
+    unified: bool = True
 
 
 class LlamaContext:
@@ -259,7 +261,7 @@ class LlamaContext:
         self.model, self.options = model, options
         self._library = library = load_library()
         params = library.llama_context_default_params()
-        params.n_ctx, params.n_seq_max, params.kv_unified = options.tokens, options.sequences, True
+        params.n_ctx, params.n_seq_max, params.kv_unified = options.tokens, options.sequences, options.unified
         params.n_batch = params.n_ubatch = options.batch
         # llama.cpp aborts the process when there may be fewer outputs than sequences.
         params.n_outputs_max = max(options.outputs or options.batch, options.sequences)
@@ -359,7 +361,7 @@ class LlamaContext:
         return vectors
 
     def copy_sequence(self, source: int, target: int) -> None:
-        """Let ``target`` see the cells of ``source``; nothing is copied in a unified cache."""
+        """Let ``target``, which is empty, hold what ``source`` does; nothing is copied in a unified cache."""
         self.handle  # noqa: B018
         self._library.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 

@@ -29,12 +29,21 @@ _MASK_WAIT_S = 0.02
 
 @dataclass(frozen=True)
 class Portion:
-    """Tokens to run in one slot: ids, the position of the first, and whether the logits after the last are wanted."""
+    """Tokens to run in one slot.
+
+    Attributes:
+        slot: of the sequence.
+        tokens: ids.
+        start: position of the first.
+        wanted: whether the logits after the last are.
+        room: tokens that the sequence may come to hold; 0 where that is not known.
+    """
 
     slot: int
     tokens: Sequence[int]
     start: int
     wanted: bool
+    room: int = 0
 
 
 class SlotModel(Protocol):
@@ -222,13 +231,13 @@ class Scheduler:
         for job in self._running:
             if job.answered and job.held is None:
                 jobs.append(job)
-                portions.append(Portion(job.slot, (job.last,), job.done, True))
+                portions.append(Portion(job.slot, (job.last,), job.done, True, job.cells))
         for job in self._running:
             if not job.answered and job.held is None and room > 0:
                 part = job.ids[job.done : job.done + room]
                 room -= len(part)
                 jobs.append(job)
-                portions.append(Portion(job.slot, part, job.done, job.done + len(part) == len(job.ids)))
+                portions.append(Portion(job.slot, part, job.done, job.done + len(part) == len(job.ids), job.cells))
         return jobs, portions
 
     def _advance(self, jobs: list[Job], portions: list[Portion], logits: NDArray[np.float32]) -> list[dict[str, Any]]:

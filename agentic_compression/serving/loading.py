@@ -18,6 +18,7 @@ __all__ = ["LoadedModel", "cache_cells", "load_model"]
 
 _CELL_BLOCK = 256
 _CELLS = 32_768
+_CELLS_A_SLOT = 1024
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class LoadedModel:
 
 
 def cache_cells(options: EngineOptions, context_length: int) -> int:
-    """Tokens that all slots hold together: as many as asked for, or at least one whole context; in whole blocks."""
-    tokens = options.cache_tokens or min(options.slots * context_length, max(context_length, _CELLS))
+    """Tokens that all slots hold together, in whole blocks: as many as asked for, or one whole context and more."""
+    whole = -(-context_length // _CELL_BLOCK) * _CELL_BLOCK
+    tokens = options.cache_tokens or min(options.slots * whole, max(whole + options.slots * _CELLS_A_SLOT, _CELLS))
     return -(-tokens // _CELL_BLOCK) * _CELL_BLOCK
 
 
