@@ -2,6 +2,7 @@
 
     python scripts/make_random_model.py 1b FOLDER
     python scripts/make_random_model.py 1b-tied FOLDER --layers 4
+    python scripts/make_random_model.py 125m FOLDER --tokenizer CHECKPOINT --dtype float32
 
 Its text is nonsense: the weights are drawn from a normal distribution. Needs about one shard (1 GB) of memory.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from agentic_compression.checkpoints.tensor_files import write_tensors
 
@@ -36,8 +37,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, help="in place of the size's own number")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokenizer", help="checkpoint whose tokenizer it gets, instead of one of bytes")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     arguments = parser.parse_args()
     hidden, layers, intermediate, heads, kv_heads, vocabulary, tied = SIZES[arguments.size]
+    tokenizer = byte_tokenizer()
+    if arguments.tokenizer:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+        vocabulary = len(tokenizer)
     config = LlamaConfig(
         hidden_size=hidden,
         num_hidden_layers=arguments.layers or layers,
@@ -47,15 +54,17 @@ def main() -> None:
         vocab_size=vocabulary,
         tie_word_embeddings=tied,
         max_position_embeddings=4096,
-        bos_token_id=0,
-        eos_token_id=1,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         architectures=["LlamaForCausalLM"],
-        dtype="bfloat16",
+        dtype=arguments.dtype,
     )
     arguments.folder.mkdir(parents=True)
-    write_tensors(random_tensors(config, arguments.seed), arguments.folder)
+    dtype = getattr(torch, arguments.dtype)
+    drawn = random_tensors(config, arguments.seed)
+    write_tensors(({name: tensor.to(dtype) for name, tensor in part.items()} for part in drawn), arguments.folder)
     (arguments.folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    byte_tokenizer().save_pretrained(arguments.folder)
+    tokenizer.save_pretrained(arguments.folder)
 
 
 def random_tensors(config: LlamaConfig, seed: int) -> Iterator[dict[str, torch.Tensor]]:
