@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentic_compression.checkpoints.ggml import GGML_TYPES, block_width, quantize_rows, row_bytes
 from agentic_compression.checkpoints.gguf_architecture import GgufTensor, gguf_layout, row_order
+from agentic_compression.checkpoints.gguf_grid import GRID_TYPES, grid_rows, own_codes
 from agentic_compression.checkpoints.gguf_plan import GgufPlan
 from agentic_compression.checkpoints.gguf_probes import compare_tokens
 from agentic_compression.checkpoints.gguf_tokenizer import fitting_form, write_tokenizer
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["write_gguf"]
+__all__ = ["weight_bytes", "write_gguf"]
 
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION in ggml.h: the layout of the blocks
 
@@ -50,7 +51,7 @@ def write_gguf(model: Any, tokenizer: Any, path: Path, plan: GgufPlan) -> tuple[
     writer = gguf.GGUFWriter(path, layout.architecture)
     try:
         writer.add_type("model")
-        writer.add_file_type(FILE_TYPES[plan.file_type][0])
+        writer.add_file_type(GRID_TYPES[plan.file_type] if plan.layers else FILE_TYPES[plan.file_type][0])
         writer.add_quantization_version(_QUANTIZATION_VERSION)
         layout.describe(writer)
         write_tokenizer(writer, form)
@@ -67,6 +68,19 @@ def write_gguf(model: Any, tokenizer: Any, path: Path, plan: GgufPlan) -> tuple[
     if written.disagreements:
         raise CompressionError(f"{path.name} must have the model's tokenizer; {written.problem}; use rtn or gptq")
     return (*layout.notes, *written.notes)
+
+
+def weight_bytes(model: Any, plan: GgufPlan) -> int:
+    """Bytes of the tensors that :func:`write_gguf` would write, without tokenizer and metadata.
+
+    Raises:
+        CompressionError: when architecture or a type has no form in GGUF.
+    """
+    total = 0
+    for tensor in gguf_layout(model).tensors:
+        rows, *width = (int(size) for size in tensor.parameter.shape)
+        total += rows * row_bytes(_type_of(tensor, plan), width[0] if width else 1)
+    return total
 
 
 def _stops(model: Any) -> list[int]:
@@ -112,9 +126,13 @@ def _data(tensor: GgufTensor, plan: GgufPlan) -> NDArray[np.uint8] | NDArray[np.
         if not np.isfinite(values).all():
             raise CompressionError(f"{tensor.module} holds NaN or infinity; use another model")
         return values
+    type_name = _type_of(tensor, plan)
+    weight = own_codes(plan.layers.get(tensor.module))
     importance = plan.importance.get(tensor.module)
     weighing = None if importance is None else importance.to("cpu", torch.float32).numpy()
     try:
-        return quantize_rows(tensor.parameter, _type_of(tensor, plan), order, weighing, torch.get_num_threads())
+        if weight is not None:
+            return grid_rows(weight, type_name, order)
+        return quantize_rows(tensor.parameter, type_name, order, weighing, torch.get_num_threads())
     except CompressionError as error:
         raise CompressionError(f"{tensor.module}: {error}") from error

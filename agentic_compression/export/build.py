@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +13,10 @@ from pydantic import Field
 
 from agentic_compression.checkpoints.folders import GGUF_NAME, shipped_files
 from agentic_compression.checkpoints.manifest import MANIFEST_NAME
+from agentic_compression.checkpoints.stored import stored_kind
 from agentic_compression.errors import ModelError, UnavailableError
 from agentic_compression.export.copying import copy_file
-from agentic_compression.export.plan import ExportPlan
+from agentic_compression.export.plan import OWN_GRID, ExportPlan
 from agentic_compression.progress import Progress, no_progress
 from agentic_compression.records import Record
 from agentic_compression.runtimes import llama_file
@@ -22,6 +25,7 @@ from agentic_compression.runtimes.vllm_schemes import check_vllm_loads
 
 if TYPE_CHECKING:
     from agentic_compression.checkpoints import LoadedCheckpoint
+    from agentic_compression.checkpoints.gguf_grid import OwnGrid
 
 __all__ = ["BuildRequest", "Built", "build", "require_space"]
 
@@ -157,25 +161,53 @@ def _settle_generation(model: Any) -> None:
             setattr(generation, name, None)
 
 
-def _gguf(loaded: LoadedCheckpoint, folder: Path, file_type: str) -> Built:
-    from agentic_compression.checkpoints.gguf_bits import mixture_bits
-    from agentic_compression.checkpoints.gguf_file import write_gguf
-    from agentic_compression.export.dense import float_bytes, make_dense
+def _gguf(loaded: LoadedCheckpoint, folder: Path, gguf_type: str) -> Built:
+    from agentic_compression.checkpoints.gguf_file import weight_bytes, write_gguf
+    from agentic_compression.checkpoints.gguf_grid import OwnGrid, take_own_grid
+    from agentic_compression.export.dense import make_dense
     from agentic_compression.methods.gguf import GgufConfig, apply
     from agentic_compression.methods.interface import CompressionContext
 
     model, tokenizer = loaded.model, loaded.tokenizer
+    file_type = gguf_type.removeprefix(OWN_GRID)
+    own = take_own_grid(model) if file_type != gguf_type else OwnGrid()
+    rounded = _rounded(model)
     make_dense(model)
-    bits = mixture_bits(file_type).overall
-    require_space(folder, int(float_bytes(model, 1) * bits / 8 * 1.2))
     config = GgufConfig.model_construct(type=file_type, importance=False)  # F32 is a type, though no method's choice
     planned = apply(model, config, CompressionContext(tokenizer=tokenizer))
     assert planned.gguf is not None
-    notes = write_gguf(model, tokenizer, folder / GGUF_NAME, planned.gguf)
+    plan = planned.gguf
+    names = [name for name, _ in Counter(own.types.values()).most_common()]
+    if names:
+        plan = replace(plan, file_type=names[0], types={**plan.types, **own.types}, layers=own.layers)
+    require_space(folder, weight_bytes(model, plan))
+    notes = write_gguf(model, tokenizer, folder / GGUF_NAME, plan)
     tokenizer.save_pretrained(folder)
     _settle_generation(model)
     _write_config(model, folder)
-    return Built(form=file_type, notes=(*planned.notes, *notes))
+    form = f"{' and '.join(names)} on the checkpoint's own grid, the rest {file_type}" if names else file_type
+    return Built(form=form, notes=(*_own_grid_notes(own), *rounded, *planned.notes, *notes))
+
+
+def _rounded(model: Any) -> tuple[str, ...]:
+    """What is said of layers of ours that are made dense before they get blocks."""
+    kinds = sorted({str(kind) for module in model.modules() if (kind := stored_kind(module)) is not None})
+    return (f"layers stored as {', '.join(kinds)} are dequantized and rounded to llama.cpp's blocks",) if kinds else ()
+
+
+def _own_grid_notes(own: OwnGrid) -> list[str]:
+    """How many layers keep their codes, and by reason which do not."""
+    counts = Counter(own.types.values()).most_common()
+    notes = []
+    if counts:
+        blocks = ", ".join(f"{count} as {name}" for name, count in counts)
+        notes.append(f"linears that keep the checkpoint's own codes: {blocks}; only scales are rounded, to float16")
+    reasons: dict[str, list[str]] = {}
+    for name, reason in own.refused.items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        notes.append(f"{len(names)} linears do not keep their codes, the first is {names[0]}: {reason}")
+    return notes
 
 
 def _onnx(loaded: LoadedCheckpoint, source: Path, folder: Path) -> Built:

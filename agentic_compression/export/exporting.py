@@ -48,7 +48,7 @@ class ExportRequest(Record):
     source: str = Field(min_length=1, description="folder, models:/NAME@ALIAS, models:/NAME/VERSION, or 'demo'")
     format: ExportFormat
     output: Path | None = Field(default=None, description="new folder; data/exports/<name>-<format> when None")
-    gguf_type: str | None = Field(default=None, description="GGUF file type; by the checkpoint's bits when None")
+    gguf_type: str | None = Field(default=None, description="GGUF file type; the tool chooses when None")
     base_model: str | None = Field(default=None, max_length=512, description="Hub id or folder of the source model")
     force: bool = Field(default=False, description="replace an earlier export")
 
@@ -123,7 +123,7 @@ def _model(
     supervisor: Supervisor,
     progress: Progress,
 ) -> ExportRecord:
-    """Build and check; where the tool chooses the GGUF type, the smallest one whose answers are near enough."""
+    """Build and check; where the tool chooses the GGUF type, the first one whose answers are near enough."""
     tried: list[str] = []
     strict = _tolerance(origin, None)
     for gguf_type in plan.gguf_types or (None,):

@@ -15,9 +15,12 @@ from agentic_compression.errors import ConfigurationError, ModelError, Unavailab
 from agentic_compression.records import ExportFormat, Record
 from agentic_compression.runtimes import llama_file
 
-__all__ = ["ExportPlan", "Making", "foreign_quantizer", "plan_export"]
+__all__ = ["OWN_GRID", "ExportPlan", "Making", "foreign_quantizer", "plan_export"]
 
 Making = Literal["as stored", "dense", "compressed-tensors", "gguf", "onnx", "recipe"]
+OWN_GRID = "own codes, the rest "
+"""Before a GGUF type: integer layers keep their codes, and the type is that of all others."""
+_OWN_GRIDS = (f"{OWN_GRID}Q8_0", f"{OWN_GRID}F16")
 _LADDER = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
 _LEAST_BITS = {2: "Q2_K", 3: "Q3_K_M", 4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 7: "Q8_0", 8: "Q8_0"}
 _BITS_OF_KIND = {"int8": 8, "fp8": 8, "nf4": 4}
@@ -28,7 +31,7 @@ class ExportPlan(Record):
 
     making: Making
     gguf_types: tuple[str, ...] = Field(
-        default=(), description="GGUF file types to try, the smallest first; several when the tool chooses"
+        default=(), description="GGUF file types to try, the checkpoint's own grid first; several when the tool chooses"
     )
     vllm: bool = Field(default=False, description="say whether vLLM's rules allow it")
     chosen: bool = Field(default=False, description="the user asked for this GGUF type")
@@ -41,7 +44,7 @@ def plan_export(folder: Path, wanted: ExportFormat, gguf_type: str | None = None
     Args:
         folder: one of our checkpoints, or a plain Hugging Face folder.
         wanted: the format.
-        gguf_type: the GGUF file type asked for; None chooses by the checkpoint's bits.
+        gguf_type: the GGUF file type asked for; None chooses: the checkpoint's own grid, else by its bits.
 
     Raises:
         ConfigurationError: when the checkpoint has no such form, with the reason and what to use.
@@ -155,11 +158,20 @@ def _gguf(manifest: CheckpointManifest | None, gguf_type: str | None) -> ExportP
                 "'acf compress --strategy gguf:type=…', which calibrates"
             )
         return ExportPlan(making="gguf", gguf_types=(gguf_type,), chosen=True)
-    kinds = sorted({module.kind for module in manifest.modules.values()}) if manifest else []
-    notes = (f"layers stored as {', '.join(kinds)} are dequantized and rounded to llama.cpp's blocks",) if kinds else ()
-    bits = _bits(manifest)
-    first = _LADDER.index(_LEAST_BITS.get(bits, "F16"))
-    return ExportPlan(making="gguf", gguf_types=_LADDER[first:], notes=notes)
+    first = _LADDER.index(_LEAST_BITS.get(_bits(manifest), "F16"))
+    own = _OWN_GRIDS if _has_integers_for_blocks(manifest) else ()
+    return ExportPlan(making="gguf", gguf_types=(*own, *_LADDER[first:]))
+
+
+def _has_integers_for_blocks(manifest: CheckpointManifest | None) -> bool:
+    """Whether any linear, not a part of one, has codes whose scales may fall into llama.cpp's blocks of 32."""
+    modules = manifest.modules if manifest else {}
+    return any(
+        module.kind == "int8"
+        or (isinstance(module, PackedModule) and (module.group_size % 32 == 0 or module.group_size == -1))
+        for name, module in modules.items()
+        if name.rpartition(".")[0] not in modules
+    )
 
 
 def _bits(manifest: CheckpointManifest | None) -> int:

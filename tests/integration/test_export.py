@@ -31,6 +31,7 @@ from agentic_compression.testing.records import make_evaluation, make_plan, make
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "demo--demo"
 PATIENCE_S = 240.0
+STRATEGIES = {"packed": "rtn:bits=8,group_size=128", "four": "rtn:bits=4,group_size=64", "gguf": "gguf:type=Q8_0"}
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +47,13 @@ def supervisor() -> Iterator[Supervisor]:
 
 @pytest.fixture(scope="module")
 def checkpoints(state: Settings) -> dict[str, CheckpointRef]:
-    """The demo model in 8 bits, and as GGUF."""
+    """The demo model in 8 and in 4 bits, and as GGUF."""
     from agentic_compression.methods.compress import compress
     from agentic_compression.methods.request import CompressionRequest
     from agentic_compression.records import Strategy
 
     made = {}
-    for name, strategy in {"packed": "rtn:bits=8,group_size=128", "gguf": "gguf:type=Q8_0"}.items():
+    for name, strategy in STRATEGIES.items():
         outcome = compress(
             CompressionRequest(
                 model_path=str(model_path()),
@@ -154,6 +155,22 @@ def test_packed_weights_become_a_file_that_llama_cpp_answers_from(
     assert record.check is not None
     assert record.check.runtime.startswith("llama.cpp")
     assert all(item.same or (item.gap is not None and item.gap <= 0.5) for item in record.check.prompts)
+    assert run_card(tmp_path / "gguf").startswith(record.check.prompts[0].answer)
+
+
+def test_four_bits_stay_four_bits_in_a_gguf_file(
+    checkpoints: dict[str, CheckpointRef], state: Settings, supervisor: Supervisor, tmp_path: Path
+) -> None:
+    record = exported(checkpoints["four"].path, "gguf", state, supervisor, tmp_path / "gguf")
+    assert record.form == "Q4_1 on the checkpoint's own grid, the rest Q8_0"
+    assert record.check is not None
+    assert record.check.passed
+    assert record.check.tolerance.mean_kl == 0.02
+    card = (tmp_path / "gguf" / "README.md").read_text().replace("\\", "")
+    assert f"- weights: {record.form}; " in card
+    assert "linears that keep the checkpoint's own codes: 42 as Q4_1; only scales are rounded, to float16" in card
+    whole = (Path(checkpoints["gguf"].path) / "model.gguf").stat().st_size  # the same model, Q8_0 throughout
+    assert record.files["model.gguf"] < 0.65 * whole
     assert run_card(tmp_path / "gguf").startswith(record.check.prompts[0].answer)
 
 

@@ -1,8 +1,10 @@
-"""Small checkpoints of every way to store a layer, made by the methods themselves."""
+"""Small checkpoints of every way to store a layer, made by the methods themselves; their exports, made here."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,9 +12,13 @@ import torch
 from agentic_compression.checkpoints import CheckpointOrigin, save_checkpoint
 from agentic_compression.checkpoints.adapted_linear import AdaptedLinear
 from agentic_compression.checkpoints.low_rank_linear import LowRankLinear
+from agentic_compression.errors import AcfError
+from agentic_compression.export.build import BuildRequest, Built, build
+from agentic_compression.export.check import CheckRequest, check, tolerance_of
+from agentic_compression.export.plan import plan_export
 from agentic_compression.methods import CompressionContext, get_method
 from agentic_compression.methods.fp8 import METHOD as FP8
-from agentic_compression.records import Strategy
+from agentic_compression.records import ExportCheck, ExportFormat, Record, Strategy
 from tests.unit.methods.tiny_models import tiny_model, tiny_tokenizer
 
 STRATEGIES = {
@@ -68,3 +74,29 @@ def _by_hand(model: Any, name: str) -> None:
     layer.mlp.up_proj = pair
     if name == "low_rank_packed":
         applied(model, "rtn:bits=8,group_size=32")
+
+
+def built(source: Path, wanted: ExportFormat, folder: Path, gguf_type: str | None = None) -> Built:
+    """An export of the first type that is planned, unchecked."""
+    plan = plan_export(source, wanted, gguf_type)
+    folder.mkdir()
+    first = plan.gguf_types[0] if plan.gguf_types else None
+    return build(BuildRequest(source=str(source), folder=str(folder), plan=plan, gguf_type=first))
+
+
+def checked(source: Path, wanted: ExportFormat, folder: Path, *, rounds: bool = False) -> ExportCheck:
+    """An export compared with its checkpoint."""
+    tolerance = tolerance_of(rounds_activations=rounds)
+    return check(CheckRequest(source=str(source), folder=str(folder), format=wanted, tolerance=tolerance))
+
+
+class InProcess:
+    """Runs a child's entry here."""
+
+    def run(self, entry: str, request: Record, **_: Any) -> Any:
+        module, name = entry.split(":")
+        try:
+            result: Record = getattr(importlib.import_module(module), name)(request)
+        except AcfError as error:
+            return SimpleNamespace(result=None, error=str(error))
+        return SimpleNamespace(result=result.model_dump(mode="json"), error=None)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import shutil
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,10 +26,10 @@ from agentic_compression.export.check import PROMPTS, CheckRequest, check, parti
 from agentic_compression.export.dense import make_dense
 from agentic_compression.export.plan import plan_export
 from agentic_compression.export.targets import open_target
-from agentic_compression.records import ExportCheck, ExportFormat, PromptCheck, Record
+from agentic_compression.records import ExportCheck, ExportFormat, PromptCheck
 from agentic_compression.runtimes import GenerationOptions, open_runtime
 from agentic_compression.settings import Settings
-from tests.unit.export.checkpoints import BY_HAND, STRATEGIES, applied, made
+from tests.unit.export.checkpoints import BY_HAND, STRATEGIES, InProcess, applied, built, checked, made
 from tests.unit.methods.bitsandbytes_reference import bitsandbytes
 from tests.unit.methods.tiny_models import logits, tiny_model
 
@@ -43,18 +41,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("checkpoints")
     return {name: made(name, root / name) for name in EVERY}
-
-
-def built(source: Path, wanted: ExportFormat, folder: Path, gguf_type: str | None = None) -> Built:
-    plan = plan_export(source, wanted, gguf_type)
-    folder.mkdir()
-    first = plan.gguf_types[0] if plan.gguf_types else None
-    return build(BuildRequest(source=str(source), folder=str(folder), plan=plan, gguf_type=first))
-
-
-def checked(source: Path, wanted: ExportFormat, folder: Path, *, rounds: bool = False) -> ExportCheck:
-    tolerance = tolerance_of(rounds_activations=rounds)
-    return check(CheckRequest(source=str(source), folder=str(folder), format=wanted, tolerance=tolerance))
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -231,12 +217,6 @@ def test_compressed_tensors_refuses_with_the_reason(name: str, folders: dict[str
         plan_export(folders[name], "compressed-tensors")
 
 
-def test_gguf_types_begin_at_the_checkpoints_bits(folders: dict[str, Path]) -> None:
-    first = {name: plan_export(folders[name], "gguf").gguf_types[0] for name in ("dense", "rtn4", "rtn8", "low_rank")}
-    assert first == {"dense": "F16", "rtn4": "Q4_K_M", "rtn8": "Q8_0", "low_rank": "F16"}
-    assert plan_export(folders["rtn4"], "gguf").gguf_types[-1] == "F16"
-
-
 @pytest.mark.parametrize("asked", ["IQ2_XXS", "Q9", "q4_k_m"])
 def test_gguf_types_that_cannot_be_made_are_refused(asked: str, folders: dict[str, Path]) -> None:
     with pytest.raises(ConfigurationError, match="--type is one of"):
@@ -310,18 +290,6 @@ def test_an_export_that_lost_its_end_token_does_not_pass(folders: dict[str, Path
     assert result.mean_kl < 1e-6
     assert not result.passed
     assert "greedy answers to" in result.problem
-
-
-class InProcess:
-    """Runs a child's entry here."""
-
-    def run(self, entry: str, request: Record, **_: Any) -> Any:
-        module, name = entry.split(":")
-        try:
-            result: Record = getattr(importlib.import_module(module), name)(request)
-        except AcfError as error:
-            return SimpleNamespace(result=None, error=str(error))
-        return SimpleNamespace(result=result.model_dump(mode="json"), error=None)
 
 
 def faulty_build(request: BuildRequest) -> Built:
