@@ -12,7 +12,16 @@ from typing import Any
 from agentic_compression.errors import ConfigurationError
 from agentic_compression.records import Record
 
-__all__ = ["confined", "digest_of_files", "folder_bytes", "read_json_lines", "write_atomically", "write_record"]
+__all__ = [
+    "confined",
+    "digest_of_files",
+    "folder_bytes",
+    "read_json_lines",
+    "sync",
+    "sync_tree",
+    "write_atomically",
+    "write_record",
+]
 
 _CHUNK = 1 << 20
 
@@ -32,7 +41,30 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has a file's content, or a folder's names: what was made, renamed or removed in it.
+
+    Raises:
+        OSError: when it cannot be read, or the disk does not take it.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until the disk has a folder with everything below it; the name of the folder itself is its parent's.
+
+    Raises:
+        OSError: as for :func:`sync`.
+    """
+    for path in (*sorted(folder.rglob("*")), folder):
+        sync(path)
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -78,11 +110,3 @@ def confined(root: Path, *parts: str) -> Path:
     if not path.is_relative_to(root.resolve()):
         raise ConfigurationError(f"a path must stay inside {root}, got {'/'.join(parts)!r}")
     return path
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

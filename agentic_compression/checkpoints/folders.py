@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from agentic_compression.checkpoints.manifest import MANIFEST_NAME
 from agentic_compression.errors import ModelError
 from agentic_compression.records import CheckpointRef
-from agentic_compression.storage import digest_of_files
+from agentic_compression.storage import digest_of_files, sync, sync_tree
 
 __all__ = ["GGUF_NAME", "checkpoint_ref", "new_folder", "shipped_files", "weight_files"]
 
@@ -120,15 +119,13 @@ def new_folder(final: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)
-        for path in sorted(temporary.rglob("*")):
-            _sync(path)
-        _sync(temporary)
+        sync_tree(temporary)
         try:
             temporary.rename(final)
         except OSError:
             if not _is_complete(final):
                 raise
-        _sync(final.parent)
+        sync(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -139,11 +136,3 @@ def _is_complete(folder: Path) -> bool:
     return {"config.json", "acf_checkpoint.json"} <= names and any(
         name == GGUF_NAME or name.endswith(".safetensors") for name in names
     )
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

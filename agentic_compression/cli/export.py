@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentic_compression.errors import ConfigurationError
-from agentic_compression.records import EXPORT_FORMATS
 
 if TYPE_CHECKING:
     from agentic_compression.records import ExportRecord
@@ -23,7 +22,7 @@ def export(
     source: Annotated[
         str, typer.Argument(help="Checkpoint folder, models:/NAME@ALIAS, models:/NAME/VERSION, or 'demo'.")
     ],
-    format_: Annotated[str, typer.Option("--format", "-f", help=f"One of {', '.join(EXPORT_FORMATS)}.")],
+    format_: Annotated[str, typer.Option("--format", "-f", help="One of hf, gguf, compressed-tensors, onnx, recipe.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="New folder; data/exports/NAME-FORMAT when left out.")
     ] = None,
@@ -51,6 +50,8 @@ def export(
 
       acf export demo --format gguf --type Q4_K_M -o ./demo-gguf
     """
+    from agentic_compression.records import EXPORT_FORMATS
+
     if format_ not in EXPORT_FORMATS:
         raise ConfigurationError(f"--format is one of {', '.join(EXPORT_FORMATS)}, got {format_!r}")
     from agentic_compression.cli.live import wide_console

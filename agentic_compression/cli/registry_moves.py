@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ from agentic_compression.cli.registry_words import moves, waiting
 from agentic_compression.errors import AcfError, ConfigurationError
 
 if TYPE_CHECKING:
-    from agentic_compression.records import JournalEntry, Promoted, PromotionPolicy, PromotionRequest
+    from agentic_compression.records import JournalEntry, Promoted, PromotionPolicy, PromotionRequest, SmokeResult
 
 __all__ = ["approve", "promote", "rollback"]
 
@@ -25,7 +26,8 @@ def promote(
     alias: Annotated[str, typer.Option("--alias", "-a", help="champion, most-accurate, fastest, smallest, …")],
     reason: Reason = "",
     force: Annotated[
-        bool, typer.Option("--force", help="Promote although the gate refuses; needs a --reason.")
+        bool,
+        typer.Option("--force", help="Promote although the gate refuses it or its answer is wrong; needs a --reason."),
     ] = False,
     require_approval: Annotated[
         bool, typer.Option("--require-approval", help="Write down a request that 'acf registry approve' completes.")
@@ -33,6 +35,10 @@ def promote(
     pipeline: Annotated[
         bool, typer.Option("--pipeline", help="Measure both versions again here, promote, and try what is served.")
     ] = False,
+    smoke: Annotated[
+        bool,
+        typer.Option("--smoke/--no-smoke", help="Ask it a question through MLflow before it takes the alias."),
+    ] = True,
     policy: Annotated[
         Path | None, typer.Option(help="Policy file; by default promotion.yaml of the state root, or the shipped one.")
     ] = None,
@@ -42,6 +48,10 @@ def promote(
 
     The gate asks: measured in full, on its study's frontier, within the constraints, measured in the incumbent's
     environment, not dominated by it, not significantly less accurate on the same items. It refuses with its numbers.
+
+    Then the version is asked a question through MLflow; where its answer is not its checkpoint's own, no alias moves.
+    With --force it does, and the journal keeps what spoke against it. A request is tried when it is approved; a
+    --pipeline tries the version once it has the alias and takes the move back if it fails, forced or not.
 
     Examples:
 
@@ -53,6 +63,8 @@ def promote(
     """
     if force and not reason.strip():
         raise ConfigurationError("--force needs a --reason, which is kept in the journal")
+    if pipeline and not smoke:
+        raise ConfigurationError("--no-smoke does not go with --pipeline, whose last step tries the version")
     from agentic_compression.records import PromotionRequest
     from agentic_compression.registry import parse_version
     from agentic_compression.study import open_workbench
@@ -72,7 +84,11 @@ def promote(
         require_approval=require_approval,
         policy=rules,
     )
-    promoted = _through_pipeline(request) if pipeline else carry_out(desk, request, verdict_on(desk, request))
+    if pipeline:
+        promoted = _through_pipeline(request)
+    else:
+        with _busy("asking the gate and the version"):
+            promoted = carry_out(desk, request, verdict_on(desk, request), bench if smoke else None)
     if as_json:
         typer.echo(promoted.model_dump_json(indent=2))
     require_promoted(promoted)
@@ -153,12 +169,13 @@ def approve(
         entry = reject(desk.journal, request, why=reason)
         typer.echo(entry.model_dump_json(indent=2) if as_json else f"refused {request} of {_line(entry)}")
         return
-    approved = try_and_move(desk, request, bench, why=reason)
+    with _busy("asking the versions"):
+        approved = try_and_move(desk, request, bench, why=reason)
     if as_json:
         typer.echo(approved.model_dump_json(indent=2))
         return
     for smoke in approved.smokes:
-        typer.echo(f"smoke test of {smoke.uri}: {smoke.prompt!r} → {smoke.answer!r}")
+        typer.echo(_answered(smoke))
     typer.echo(_line(approved.entry))
 
 
@@ -188,7 +205,7 @@ def _print_promoted(promoted: Promoted) -> None:
     for check in verdict.checks:
         typer.echo(f"{'passed' if check.passed else 'FAILED'}  {check.name}: {check.detail}")
     if promoted.smoke is not None:
-        typer.echo(f"smoke test of {promoted.smoke.uri}: {promoted.smoke.prompt!r} → {promoted.smoke.answer!r}")
+        typer.echo(_answered(promoted.smoke))
     of = f"{verdict.alias} of {verdict.model}"
     if promoted.status == "requested" and promoted.entry is not None:
         typer.echo(f"{of} waits for approval; next: acf registry approve {promoted.entry.id}")
@@ -201,6 +218,19 @@ def _print_promoted(promoted: Promoted) -> None:
             f"{of} is at version {verdict.version} now, before at {verdict.incumbent or 'none'}; "
             f"back: acf registry rollback {verdict.model} --alias {verdict.alias}"
         )
+
+
+def _answered(smoke: SmokeResult) -> str:
+    if not smoke.passed:
+        return f"FAILED  smoke test of {smoke.uri}: {smoke.error}"
+    return f"smoke test of {smoke.uri}: {smoke.prompt!r} → {smoke.answer!r}"
+
+
+def _busy(what: str) -> AbstractContextManager[object]:
+    """A line on standard error, where that is a terminal, until the work is done."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(what)
 
 
 def _line(entry: JournalEntry) -> str:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from agentic_compression.errors import ConfigurationError
 from agentic_compression.records import ExportRecord
+from agentic_compression.storage import sync, sync_tree
 
 __all__ = ["RECORD_NAME", "new_export", "require_free_place"]
 
@@ -86,10 +87,9 @@ def new_export(final: Path, *, force: bool) -> Iterator[Path]:
         try:
             yield unfinished
             unfinished.chmod(0o755)
-            for path in (*sorted(unfinished.rglob("*")), unfinished):
-                _sync(path)
+            sync_tree(unfinished)
             _put(unfinished, final, force=force)
-            _sync(final.parent)
+            sync(final.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -159,11 +159,3 @@ def _remove_leftovers(final: Path) -> None:
             continue
         finally:
             os.close(handle)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from agentic_compression.memory.quarantine import set_aside
 from agentic_compression.memory.validation import problem_with, read_experience
-from agentic_compression.memory.workspace import Workspace, read_regular, sync_folder
+from agentic_compression.memory.workspace import Workspace, read_regular
 from agentic_compression.records import Experience, content_digest
+from agentic_compression.storage import sync
 
 __all__ = ["add_experiences", "canonical_text", "delete_experiences", "measurement", "read_experiences"]
 
@@ -85,7 +86,7 @@ def add_experiences(workspace: Workspace, experiences: Iterable[Experience]) -> 
         text = canonical_text(experience) + "\n"
         _write(workspace.experiments / f"{digest}.json", text.encode(), durable=len(new) <= _DURABLE_BATCH)
         added.append(digest)
-    sync_folder(workspace.experiments)
+    sync(workspace.experiments)
     return tuple(added)
 
 
@@ -98,7 +99,7 @@ def delete_experiences(workspace: Workspace, digests: Iterable[str]) -> int:
             path.unlink()
             deleted += 1
     if deleted:
-        sync_folder(workspace.experiments)
+        sync(workspace.experiments)
     return deleted
 
 

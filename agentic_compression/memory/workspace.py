@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["MOST_FILE_BYTES", "Workspace", "read_regular", "sync_folder"]
+__all__ = ["MOST_FILE_BYTES", "Workspace", "read_regular"]
 
 MOST_FILE_BYTES = 1 << 16
 """A stored experience has about 1 kB; a larger file than this is none."""
@@ -77,14 +77,5 @@ def read_regular(path: Path | str, most_bytes: int = MOST_FILE_BYTES) -> bytes:
             raise ValueError(f"it has {facts.st_size:,} bytes, at most {most_bytes:,} are read")
         with os.fdopen(os.dup(handle), "rb") as file:
             return file.read(most_bytes)
-    finally:
-        os.close(handle)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and removals in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
     finally:
         os.close(handle)

@@ -169,14 +169,32 @@ def verdict_on_measured(desk: RegistryDesk, request: PromotionRequest, measured:
     return judge(desk.policy, request.alias, measured.challenger, measured.incumbent, comparison, differences)
 
 
-def promote(desk: RegistryDesk, request: PromotionRequest, verdict: GateVerdict) -> Promoted:
-    """Move the alias, or write down the request for it, if the gate says so or the request is forced."""
+def promote(
+    desk: RegistryDesk, request: PromotionRequest, verdict: GateVerdict, bench: Workbench | None = None
+) -> Promoted:
+    """Move the alias, or write down the request for it, if the gate says so or the request is forced.
+
+    Args:
+        desk: of the registry.
+        request: which version, to which alias.
+        verdict: the gate's.
+        bench: asks the version a question through MLflow before the alias moves: a wrong answer keeps it where it is,
+            or is written down beside the reason of a forced request. None: whoever calls tries it, or nobody does.
+
+    Raises:
+        AcfError: when the alias or the version changed since the gate looked at them.
+    """
     if not verdict.passed and not request.force:
         return Promoted(status="refused", verdict=verdict)
-    reason = request.reason or "promoted by hand"
-    why = reason if verdict.passed else f"{reason} (forced: {verdict.failures})"
+    by_request = request.require_approval or desk.policy.require_approval
+    smoke = None
+    held = holders(desk.client, request.model).get(request.alias) == request.version
+    if bench is not None and not by_request and not held:
+        smoke = _smoke(request.model, request.version, bench)
+        if not smoke.passed and not request.force:
+            return Promoted(status="refused", verdict=verdict, smoke=smoke)
+    note = _note(desk, request, verdict, smoke)
     wanted = {request.alias: request.version}
-    study = parse_version(desk.client, f"{request.model}/{request.version}").study
     with desk.journal.locked():
         current = holders(desk.client, request.model).get(request.alias)
         if verdict.passed and current not in {verdict.incumbent, request.version}:
@@ -184,31 +202,44 @@ def promote(desk: RegistryDesk, request: PromotionRequest, verdict: GateVerdict)
                 f"{request.alias} of {request.model} moved to version {current or 'none'} meanwhile, the gate compared "
                 f"with {verdict.incumbent or 'none'}; ask again"
             )
-        require_usable(desk.client, request.model, request.version)  # measuring took its time
+        require_usable(desk.client, request.model, request.version)  # measuring and trying took their time
         if verdict.passed:
             require_standing(desk.client, request.model, request.version)
-        by_request = request.require_approval or desk.policy.require_approval
-        note = Note("promote", why, study, forced=not verdict.passed)
         if by_request:
             asked = request_move(desk.client, desk.journal, request.model, wanted, note)
             return Promoted(status="requested" if asked else "unchanged", verdict=verdict, entry=asked)
         moved = move_aliases(desk.client, desk.journal, request.model, wanted, note)
-    return Promoted(status="promoted" if moved else "unchanged", verdict=verdict, entry=moved)
+    return Promoted(status="promoted" if moved else "unchanged", verdict=verdict, entry=moved, smoke=smoke)
+
+
+def _note(desk: RegistryDesk, request: PromotionRequest, verdict: GateVerdict, smoke: SmokeResult | None) -> Note:
+    """For the journal: the reason, and what was overridden."""
+    against = [] if verdict.passed else [verdict.failures]
+    if smoke is not None and not smoke.passed:
+        against.append(f"smoke test: {smoke.error}")
+    reason = request.reason or "promoted by hand"
+    why = f"{reason} (forced: {'; '.join(against)})" if against else reason
+    study = parse_version(desk.client, f"{request.model}/{request.version}").study
+    return Note("promote", why, study, forced=bool(against))
 
 
 def require_promoted(promoted: Promoted) -> Promoted:
-    """The same, unless the gate refused it or it did not survive its smoke test.
+    """The same, unless the gate refused it or it failed its smoke test and was not forced.
 
     Raises:
-        AcfError: with the numbers.
+        AcfError: with the numbers, or with the answers.
     """
-    verdict = promoted.verdict
+    verdict, smoke = promoted.verdict, promoted.smoke
     of = f"{verdict.model}/{verdict.version} as {verdict.alias}"
+    if smoke is not None and not smoke.passed and promoted.status != "promoted":  # promoted: by force
+        became = {
+            "refused": "did not take the alias",
+            "rolled back": "was taken back",
+            "unchanged": "keeps the alias that it had already",
+        }[promoted.status]
+        raise AcfError(f"{of} {became}, its smoke test failed: {smoke.error}")
     if promoted.status == "refused":
         raise AcfError(f"the gate refuses {of}: {verdict.failures}")
-    if promoted.smoke is not None and not promoted.smoke.passed:
-        taken = "was taken back" if promoted.status == "rolled back" else "keeps the alias that it had already"
-        raise AcfError(f"{of} {taken}, its smoke test failed: {promoted.smoke.error}")
     return promoted
 
 

@@ -13,7 +13,18 @@ from typer.testing import CliRunner
 from agentic_compression.cli.main import app
 from tests.contracts.tree import ROOT, acf_calls, commands, problem_with_call
 
-HEAVY = ("torch", "transformers", "zenml", "mlflow", "optuna", "numpy", "lm_eval", "datasets", "great_expectations")
+HEAVY = (
+    "torch",
+    "transformers",
+    "zenml",
+    "mlflow",
+    "optuna",
+    "numpy",
+    "lm_eval",
+    "datasets",
+    "great_expectations",
+    "agentic_compression.records",
+)
 WITH_JSON = (
     "acf run",
     "acf spec",
@@ -64,6 +75,14 @@ def test_what_lists_or_measures_has_json(path: str) -> None:
     assert "--json" in options
 
 
+def test_help_of_export_names_every_format() -> None:
+    """The formats are in its text: asking the records for them would load pydantic for every help."""
+    from agentic_compression.records import EXPORT_FORMATS
+
+    (help_,) = (item.help for item in commands()["acf export"].params if item.name == "format_")
+    assert help_ == f"One of {', '.join(EXPORT_FORMATS)}."
+
+
 def test_import_and_help_load_no_heavy_library() -> None:
     script = (
         "import sys\n"
@@ -77,6 +96,19 @@ def test_import_and_help_load_no_heavy_library() -> None:
     )
     done = _python("-c", script)
     assert done.stdout.strip() == "[] [] {0}", done.stdout + done.stderr
+
+
+def test_help_of_acf_does_without_pydantic() -> None:
+    """A third of its time. Helps of single commands may have it: typer reads default values with it."""
+    script = (
+        "import sys\n"
+        "from agentic_compression.cli.main import app\n"
+        "from typer.testing import CliRunner\n"
+        "code = CliRunner().invoke(app, ['--help']).exit_code\n"
+        "print(code, [name for name in ('pydantic', 'pydantic_core') if name in sys.modules])\n"
+    )
+    done = _python("-c", script)
+    assert done.stdout.strip() == "0 []", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -125,3 +125,32 @@ def test_a_request_of_the_pipeline_waits_for_approval(studied: Path) -> None:
     (waiting,) = json.loads(_acf(studied, "registry", "approve", "--json").stdout)
     assert _acf(studied, "registry", "approve", waiting["id"]).returncode == 0
     assert _holder(studied, "fastest") == holder
+
+
+def test_a_move_by_hand_is_tried_first_and_a_version_that_does_not_load_is_refused(studied: Path) -> None:
+    own = _holder(studied, "smallest")
+    other = next(item["version"] for item in _versions(studied) if item["version"] != own)
+    moved = _acf(
+        studied, "registry", "promote", f"{MODEL}/{other}", "-a", "smallest", "--force", "-r", "for a test", "--json"
+    )
+    assert moved.returncode == 0, moved.stderr
+    told = json.loads(moved.stdout)["smoke"]
+    assert told["passed"]
+    assert told["answer"] == told["expected"] != ""
+    rules = studied / "by-size.yaml"
+    rules.write_text("aliases:\n  smallest: {by: model_size_gb, guard_accuracy: false}\n", encoding="utf-8")
+    back = ["registry", "promote", f"{MODEL}/{own}", "-a", "smallest", "--policy", str(rules), "--json"]
+    source = next(Path(item["source"]) for item in _versions(studied) if item["version"] == own)
+    (described,) = (
+        path for path in (studied / "data" / "artifacts" / "models" / MODEL).glob("*/MLmodel")
+        if path.parent.name.startswith(f"{source.name}-")
+    )  # fmt: skip
+    described.rename(described.with_suffix(".away"))
+    refused = _acf(studied, *back)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"error: {MODEL}/{own} as smallest did not take the alias, its smoke test failed")
+    assert json.loads(refused.stdout)["verdict"]["version"] == own
+    assert _holder(studied, "smallest") == other
+    described.with_suffix(".away").rename(described)
+    assert json.loads(_acf(studied, *back).stdout)["smoke"]["passed"]
+    assert _holder(studied, "smallest") == own

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentic_compression.errors import ConfigurationError
-from agentic_compression.storage import confined, digest_of_files, folder_bytes, read_json_lines, write_atomically
+from agentic_compression.storage import (
+    confined,
+    digest_of_files,
+    folder_bytes,
+    read_json_lines,
+    sync,
+    sync_tree,
+    write_atomically,
+)
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=5))
@@ -36,6 +46,64 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path, mon
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [item.name for item in tmp_path.iterdir()] == ["a.json"]
+
+
+def _synced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Device and inode of everything that is synced, as the kernel names it."""
+    seen: list[tuple[int, int]] = []
+    real = os.fsync
+
+    def record(handle: int) -> None:
+        facts = os.fstat(handle)
+        seen.append((facts.st_dev, facts.st_ino))
+        real(handle)
+
+    monkeypatch.setattr("os.fsync", record)
+    return seen
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    return path.stat().st_dev, path.stat().st_ino
+
+
+def test_an_atomic_write_syncs_the_file_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = _synced(monkeypatch)
+    write_atomically(tmp_path / "new" / "a.json", "text")
+    assert seen == [_inode(tmp_path / "new" / "a.json"), _inode(tmp_path / "new")]
+
+
+def test_a_tree_is_synced_whole_itself_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / name for name in ("a", "b/.hidden", "b/c/d", "empty")]
+    for path in paths[:-1]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    paths[-1].mkdir()
+    seen = _synced(monkeypatch)
+    sync_tree(tmp_path)
+    assert seen[-1] == _inode(tmp_path)
+    assert sorted(seen) == sorted(map(_inode, [*paths, tmp_path / "b", tmp_path / "b" / "c", tmp_path]))
+
+
+def _open_handles() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("wait", [sync, sync_tree])
+def test_what_the_disk_refuses_is_raised_and_no_handle_stays_open(
+    wait: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+
+    def fail(handle: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.fsync", fail)
+    before = _open_handles()
+    with pytest.raises(OSError, match="Input/output"):
+        wait(tmp_path)
+    assert _open_handles() == before
+    with pytest.raises(FileNotFoundError):
+        wait(tmp_path / "gone")
 
 
 def test_digest_depends_on_names_and_contents(tmp_path: Path) -> None:
