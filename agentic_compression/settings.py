@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -146,6 +147,18 @@ class Settings(BaseSettings):
         validation_alias="ACF_SERVE_CACHE_TOKENS",
         description="of a model's cache: requests at once times the longest, rounded up to 256; may lie below its "
         "context length, which sets it when 0",
+    )
+    serve_engine: Literal["auto", "transformers", "llama.cpp", "vllm"] = Field(
+        default="auto",
+        validation_alias="ACF_SERVE_ENGINE",
+        description="of every model; auto takes what a folder's files ask for, and vllm runs only when named",
+    )
+    serve_gpu_share: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        validation_alias="ACF_SERVE_GPU_SHARE",
+        description="of the GPU's memory, what one vLLM engine takes when it loads, whatever its model needs",
     )
     serve_max_models: int = Field(
         default=4, ge=1, validation_alias="ACF_SERVE_MAX_MODELS", description="loaded at once"

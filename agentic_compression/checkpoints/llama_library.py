@@ -376,6 +376,11 @@ class LlamaContext:
         self.handle  # noqa: B018
         self._library.llama_memory_clear(self._memory, False)
 
+    @property
+    def _cells(self) -> int:
+        """That one sequence may have."""
+        return self.options.tokens if self.options.unified else self.options.tokens // self.options.sequences
+
     def _check_batch(self, tokens: Any, outputs: int) -> None:
         """llama.cpp aborts the process on some wrong batches, so they are refused before."""
         import numpy as np
@@ -413,7 +418,7 @@ class LlamaContext:
         status = int(self._library.llama_decode(self.handle, batch))
         if status == 1:
             raise UsageError(
-                f"the tokens must fit the context's {self.options.tokens} cells, got no free cell; shorten the input"
+                f"the tokens must fit the context's {self._cells} cells, got no free cell; shorten the input"
             )
         if status != 0:
             raise CompressionError(f"llama.cpp must compute every batch, got status {status}: {error_log()}")

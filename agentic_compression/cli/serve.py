@@ -9,6 +9,8 @@ import typer
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from agentic_compression.serving.engine import EngineKind
+
 __all__ = ["serve"]
 
 
@@ -20,6 +22,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
     device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
+    engine: Annotated[
+        str | None, typer.Option(help="auto, transformers, llama.cpp or vllm; ACF_SERVE_ENGINE when left out.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of an engine; half the cores when left out.", min=1)
     ] = None,
@@ -37,6 +42,8 @@ def serve(
       acf serve models:/demo--demo@champion --name champion --port 8080
 
       acf serve ./my-model ./my-model-gguf --name dense --name gguf --threads 2
+
+      acf serve ./my-model --engine vllm --device cuda
     """
     import logging
     import os
@@ -60,13 +67,15 @@ def serve(
     if not names and models == ["demo"]:
         names = ["demo"]
     sources = read_sources(references, names, _open_registry)
-    engine = EngineOptions(
+    options = EngineOptions(
         slots=settings.serve_slots,
         queue=settings.serve_queue,
         cache_tokens=settings.serve_cache_tokens,
         device=device,
         threads=threads or max(1, (os.cpu_count() or 2) // 2),
         max_new_tokens=settings.serve_max_new_tokens,
+        engine=_read_engine(engine or settings.serve_engine, device),
+        gpu_share=settings.serve_gpu_share,
     )
     pool = PoolOptions(
         max_models=settings.serve_max_models,
@@ -77,13 +86,28 @@ def serve(
         logs=settings.logs,
     )
     metrics = Metrics()
-    app = create_app(ModelPool(sources, engine, pool, metrics), metrics, settings)
+    app = create_app(ModelPool(sources, options, pool, metrics), metrics, settings)
     shown = f"[{host}]" if ":" in host else host
-    for line in describe_server(f"http://{shown}:{port}", sources, engine, pool, settings):
+    for line in describe_server(f"http://{shown}:{port}", sources, options, pool, settings):
         typer.echo(line)
     for risk in list_risks(host, settings):
         typer.secho(f"risk      {risk}", fg=typer.colors.YELLOW)
     run_server(app, host, port, settings.serve_drain_s, proxies)
+
+
+def _read_engine(name: str, device: str) -> EngineKind:
+    """The engine of that name, once it can run here."""
+    from agentic_compression.errors import ConfigurationError
+    from agentic_compression.serving.engine import ENGINE_KINDS
+
+    kind = next((kind for kind in ENGINE_KINDS if kind == name), None)
+    if kind is None:
+        raise ConfigurationError(f"an engine must be one of {', '.join(ENGINE_KINDS)}, got {name!r}; choose one")
+    if kind == "vllm":
+        from agentic_compression.serving.vllm_engine import require_vllm
+
+        require_vllm(device)
+    return kind
 
 
 def _open_registry() -> MlflowClient:

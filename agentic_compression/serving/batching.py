@@ -21,7 +21,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Job", "Portion", "Scheduler", "SlotModel", "log_probabilities"]
+__all__ = [
+    "Emit",
+    "Job",
+    "JobScheduler",
+    "Portion",
+    "Scheduler",
+    "SlotModel",
+    "Task",
+    "failure_event",
+    "log_probabilities",
+    "text_of",
+]
 
 _PROMPT_TOKENS_A_STEP = 512
 _MASK_WAIT_S = 0.02
@@ -29,21 +40,12 @@ _MASK_WAIT_S = 0.02
 
 @dataclass(frozen=True)
 class Portion:
-    """Tokens to run in one slot.
-
-    Attributes:
-        slot: of the sequence.
-        tokens: ids.
-        start: position of the first.
-        wanted: whether the logits after the last are.
-        room: tokens that the sequence may come to hold; 0 where that is not known.
-    """
+    """Tokens to run in one slot: ids, the position of the first, and whether the logits after the last are wanted."""
 
     slot: int
     tokens: Sequence[int]
     start: int
     wanted: bool
-    room: int = 0
 
 
 class SlotModel(Protocol):
@@ -73,7 +75,8 @@ class Job:
     """A request on its way through the scheduler; ``ids`` is the prompt.
 
     Attributes:
-        grammar: what its answer must keep to.
+        schema: what its answer must keep to, as JSON.
+        grammar: the same, compiled.
         held: logits that wait for the grammar's mask; the job is left out of steps meanwhile.
     """
 
@@ -89,6 +92,7 @@ class Job:
     last: int = -1
     cancelled: bool = False
     generator: Any = field(default=None)
+    schema: str | None = None
     grammar: Grammar | None = None
     held: NDArray[np.float32] | None = None
 
@@ -104,6 +108,34 @@ _OVER = object()
 
 Emit = Callable[[list[dict[str, Any]], int, int], None]
 """Told after every step: the events of that step, how many requests run, how many wait."""
+
+
+class JobScheduler(Protocol):
+    """Runs jobs and tells what comes of them. Its methods may be called from any thread, ``run`` from one."""
+
+    def has_room(self) -> bool:
+        """Whether another job may be submitted."""
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Queue a job."""
+        ...
+
+    def cancel(self, key: int) -> None:
+        """Drop a job or a task; unknown ones are ignored."""
+        ...
+
+    def add(self, key: int, task: Task) -> None:
+        """Do other work between two steps, piece by piece."""
+        ...
+
+    def close(self) -> None:
+        """End ``run`` after the step that is under way."""
+        ...
+
+    def run(self) -> None:
+        """Work until closed."""
+        ...
 
 
 class Scheduler:
@@ -183,7 +215,7 @@ class Scheduler:
             try:
                 logits = self._model.run(portions)
             except Exception as error:  # whatever a model raises fails the requests of this step, not the engine
-                events += [_failed(job, error) for job in jobs]
+                events += [failure_event(job, error) for job in jobs]
                 for job in jobs:
                     self._leave(job)
             else:
@@ -231,13 +263,13 @@ class Scheduler:
         for job in self._running:
             if job.answered and job.held is None:
                 jobs.append(job)
-                portions.append(Portion(job.slot, (job.last,), job.done, True, job.cells))
+                portions.append(Portion(job.slot, (job.last,), job.done, True))
         for job in self._running:
             if not job.answered and job.held is None and room > 0:
                 part = job.ids[job.done : job.done + room]
                 room -= len(part)
                 jobs.append(job)
-                portions.append(Portion(job.slot, part, job.done, job.done + len(part) == len(job.ids), job.cells))
+                portions.append(Portion(job.slot, part, job.done, job.done + len(part) == len(job.ids)))
         return jobs, portions
 
     def _advance(self, jobs: list[Job], portions: list[Portion], logits: NDArray[np.float32]) -> list[dict[str, Any]]:
@@ -269,7 +301,7 @@ class Scheduler:
         try:
             event = self._pick(job, logits)
         except AcfError as error:
-            event = _failed(job, error)
+            event = failure_event(job, error)
         if "error" in event or event["finish"] is not None:
             self._leave(job)
         return event
@@ -315,15 +347,17 @@ def log_probabilities(logits: NDArray[np.float32], token: int, top: int, tokeniz
     shifted = logits.astype(np.float64) - float(logits.max())
     normal = float(np.log(np.exp(shifted).sum()))
     best = np.argsort(-shifted, kind="stable")[:top]
-    named = [[_text_of(tokenizer, int(item)), float(shifted[item] - normal)] for item in best]
-    return [_text_of(tokenizer, token), float(shifted[token] - normal), named]
+    named = [[text_of(tokenizer, int(item)), float(shifted[item] - normal)] for item in best]
+    return [text_of(tokenizer, token), float(shifted[token] - normal), named]
 
 
-def _text_of(tokenizer: Any, token: int) -> str:
+def text_of(tokenizer: Any, token: int) -> str:
+    """A token's own text."""
     return str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
 
 
-def _failed(job: Job, error: BaseException) -> dict[str, Any]:
+def failure_event(job: Job, error: BaseException) -> dict[str, Any]:
+    """What is told of a job that an error ended."""
     if isinstance(error, GrammarError):
         return {
             "id": job.key,

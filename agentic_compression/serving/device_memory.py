@@ -20,6 +20,10 @@ class DeviceMemory(Protocol):
         """Bytes that a new engine can take. Cheap: asked again and again while a load waits."""
         ...
 
+    def total(self) -> int:
+        """Bytes of the whole device."""
+        ...
+
     def used_by(self, pid: int) -> int | None:
         """Bytes that a process has and shares with no other; None when that cannot be told.
 
@@ -34,6 +38,12 @@ class HostMemory:
     def free(self) -> int:
         """See ``DeviceMemory``."""
         return free_bytes()
+
+    def total(self) -> int:
+        """See ``DeviceMemory``."""
+        import psutil
+
+        return int(psutil.virtual_memory().total)
 
     def used_by(self, pid: int) -> int | None:
         """See ``DeviceMemory``."""
@@ -78,6 +88,10 @@ class GpuMemory:
         """See ``DeviceMemory``."""
         return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).free)
 
+    def total(self) -> int:
+        """See ``DeviceMemory``."""
+        return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).total)
+
     def used_by(self, pid: int) -> int | None:
         """See ``DeviceMemory``."""
         try:
@@ -97,6 +111,11 @@ class _TorchMemory:
 
     def free(self) -> int:
         return free_bytes(self._device)
+
+    def total(self) -> int:
+        import torch
+
+        return int(torch.cuda.mem_get_info(self._device)[1])
 
     def used_by(self, pid: int) -> int | None:
         return None

@@ -12,14 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from agentic_compression.errors import AcfError, UnavailableError, UsageError
+from agentic_compression.runtimes.select import RuntimeKind
 
 __all__ = [
+    "ENGINE_KINDS",
     "Delta",
     "Embedded",
     "Engine",
     "EngineBusyError",
     "EngineDiedError",
     "EngineInfo",
+    "EngineKind",
     "EngineOptions",
     "Generation",
     "LoadMemoryError",
@@ -27,6 +30,11 @@ __all__ = [
     "PromptError",
     "TokenInfo",
 ]
+
+
+EngineKind = Literal["auto"] | RuntimeKind
+"""``auto``: the engine that a folder's own files ask for; vLLM only when asked for by name."""
+ENGINE_KINDS: tuple[EngineKind, ...] = ("auto", "transformers", "llama.cpp", "vllm")
 
 
 class EngineDiedError(AcfError):
@@ -60,6 +68,8 @@ class EngineOptions:
         device: ``cpu`` or ``cuda:n``.
         threads: of a computation.
         max_new_tokens: of one answer, whatever is asked for.
+        engine: which one runs the model.
+        gpu_share: of the GPU's memory, all that one vLLM engine takes; without effect on other engines.
     """
 
     slots: int = 16
@@ -68,6 +78,8 @@ class EngineOptions:
     device: str = "cpu"
     threads: int = 1
     max_new_tokens: int = 2048
+    engine: EngineKind = "auto"
+    gpu_share: float = 0.9
 
 
 @dataclass(frozen=True)

@@ -319,8 +319,10 @@ class ModelPool:
         return loaded
 
     async def _needed(self, target: Target) -> int:
-        """Bytes of an engine: the most that were measured before, or estimated."""
+        """Bytes of an engine: the most that were measured before, or estimated. vLLM takes a share of the device."""
         measured = self._measured.get(target.folder)
+        if self.engine.engine == "vllm":
+            return max(measured or 0, int(self.engine.gpu_share * self._memory.total()))
         beside = _GPU_CONTEXT_BYTES if self.engine.device.startswith("cuda") else _PROCESS_BYTES
         return measured or int(beside + _WEIGHTS_FACTOR * await asyncio.to_thread(target.weights_bytes))
 

@@ -34,14 +34,21 @@ def describe_server(
     return [
         f"address   {address}/v1",
         *(f"model     {name}  from {source.reference}" for name, source in sources.items()),
-        f"engines   {engine.device}, {engine.threads} threads, {engine.slots} slots, {engine.queue} may wait; "
-        f"answers of {engine.max_new_tokens} tokens at most",
+        f"engines   {_engine(engine)}{engine.device}, {engine.threads} threads, {engine.slots} slots, "
+        f"{engine.queue} may wait; answers of {engine.max_new_tokens} tokens at most",
         f"memory    {pool.max_models} models at once, in {memory}; idle ones unload {idle}",
         f"access    {f'{keys} keys' if keys else 'no key'}, "
         f"{f'{limit} requests a minute' if limit else 'no rate limit'}, "
         f"bodies of {settings.serve_max_body_bytes} bytes at most",
         f"clients   told apart by {f'what {proxies} forward' if proxies else 'the address that connects'}",
     ]
+
+
+def _engine(engine: EngineOptions) -> str:
+    if engine.engine == "auto":
+        return ""
+    share = f" with {engine.gpu_share:.0%} of the GPU's memory each" if engine.engine == "vllm" else ""
+    return f"{engine.engine}{share} on "
 
 
 def list_risks(host: str, settings: Settings) -> list[str]:

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 from agentic_compression.errors import AcfError, UsageError
 from agentic_compression.runtimes.interface import GenerationOptions
 from agentic_compression.runtimes.sampling import TextStream
-from agentic_compression.serving.batching import Job, Scheduler
+from agentic_compression.serving.batching import Job
+from agentic_compression.serving.embedding import OpenEmbedder
 from agentic_compression.serving.engine import EngineBusyError, EngineOptions, Generation, Prepared, PromptError
 from agentic_compression.serving.grammar import GrammarReader
-from agentic_compression.serving.loading import LoadedModel, load_model
+from agentic_compression.serving.loading import LoadedModel, load_engine
 from agentic_compression.serving.prompts import PromptReader
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ class Worker:
     def __init__(self, connection: socket.socket, model: LoadedModel, options: EngineOptions) -> None:
         self._connection, self._model, self._queue = connection, model, options.queue
         self._sending = threading.Lock()
-        self._scheduler = Scheduler(model.slots, model.tokenizer, self._tell, options.queue)
-        self._prompts = PromptReader(model.tokenizer, model.context_length, options.max_new_tokens, model.slots.cells)
+        self._scheduler = model.open_scheduler(self._tell, options.queue)
+        self._prompts = PromptReader(model.tokenizer, model.context_length, options.max_new_tokens, model.cells)
         self._grammars = GrammarReader(model.tokenizer, model.ends)
         self._compilers = ThreadPoolExecutor(_COMPILERS, "schemas")
         self._compiling: set[int] = set()
@@ -112,7 +113,7 @@ class Worker:
             prepared.new_tokens, stop, temperature=request.temperature, top_p=request.top_p, seed=request.seed
         )
         text = TextStream(self._model.tokenizer, stop)
-        job = Job(key, ids, options, text, self._model.ends, request.top_logprobs)
+        job = Job(key, ids, options, text, self._model.ends, request.top_logprobs, schema=request.schema)
         if request.schema is None:
             self._start(job, prepared)
         elif self._grammars.knows(request.schema):
@@ -146,6 +147,14 @@ class Worker:
         self.send({"op": "error", "id": key, "kind": "busy", "message": reason})
 
     def _embed(self, key: int, texts: Sequence[str | Sequence[int]], truncate: bool) -> None:
+        embedder = self._model.embedder
+        if embedder is None:
+            raise PromptError(
+                f"embeddings are not available, because {self._model.engine} generates and cannot embed beside it; "
+                "serve the model without naming an engine",
+                "embeddings_unavailable",
+                "model",
+            )
         encoded = [self._prompts.encode(text) for text in texts]
         longest, limit = max(len(ids) for ids in encoded), self._model.context_length
         if not all(encoded):
@@ -161,12 +170,14 @@ class Worker:
         if not self._scheduler.has_room():
             self._refuse(key)
             return
-        self._scheduler.add(key, self._embedding(key, [ids[:limit] for ids in encoded], longest > limit))
+        self._scheduler.add(key, self._embedding(key, embedder, [ids[:limit] for ids in encoded], longest > limit))
 
-    def _embedding(self, key: int, encoded: list[list[int]], cut: bool) -> Generator[None, None, None]:
+    def _embedding(
+        self, key: int, embedder: OpenEmbedder, encoded: list[list[int]], cut: bool
+    ) -> Generator[None, None, None]:
         vectors: list[NDArray[np.float32]] = []
         try:
-            with self._model.embedder(max(len(ids) for ids in encoded)) as embed:
+            with embedder(max(len(ids) for ids in encoded)) as embed:
                 for ids in encoded:
                     vectors += [(yield from embed(ids))]
         except Exception as error:  # whatever an architecture raises ends one request, not the engine
@@ -201,7 +212,7 @@ def run_worker(connection: socket.socket, folder: Path, options: str) -> None:
     """
     parsed = EngineOptions(**json.loads(options))
     try:
-        worker = Worker(connection, load_model(folder, parsed), parsed)
+        worker = Worker(connection, load_engine(folder, parsed), parsed)
     except (AcfError, OSError, RuntimeError, ValueError, MemoryError, KeyError, TypeError) as error:
         traceback.print_exc()
         connection.sendall(json.dumps({"op": "failed", **_failure(error)}).encode() + b"\n")

@@ -57,6 +57,7 @@ def test_the_gpu_is_the_one_that_cuda_shows(
 def test_an_engine_has_the_gpus_memory_not_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     memory = GpuMemory("cuda:1", Driver())
+    assert memory.total() == 1000
     assert memory.used_by(41) == 700
     assert memory.used_by(42) is None  # the driver knows the process and may not say
     assert memory.used_by(os.getpid()) is None
@@ -65,6 +66,7 @@ def test_an_engine_has_the_gpus_memory_not_the_hosts(monkeypatch: pytest.MonkeyP
 def test_the_hosts_memory_is_read() -> None:
     memory = open_memory("cpu")
     assert isinstance(memory, HostMemory)
+    assert memory.total() == psutil.virtual_memory().total
     assert 0 < memory.free() <= psutil.virtual_memory().total
     before = memory.used_by(os.getpid())
     block = bytearray(os.urandom(1 << 16) * 1024)

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from agentic_compression.checkpoints.llama_library import ContextOptions, LlamaContext, LlamaModel
 from agentic_compression.serving.batching import Portion
-from agentic_compression.serving.llama_slots import LlamaSlots, split_cells
+from agentic_compression.serving.engine import EngineOptions
+from agentic_compression.serving.llama_slots import LlamaSlots
+from agentic_compression.serving.loading import cache_cells
 from tests.unit.methods.tiny_models import tiny_model
 from tests.unit.runtimes.gguf_writing import write_llama
 
-_ROUNDING = 1e-2  # keys and values are float16; logits of another sequence differ by one or more
+_ROUNDING = 5e-2  # keys and values are float16; logits of another sequence differ by one or more
 SLOTS, CONTEXT = 5, 512
-BUDGETS = {"streams": SLOTS * CONTEXT, "shared": 1024, "both": CONTEXT + SLOTS * 256}
+BUDGETS = {"streams": SLOTS * CONTEXT, "shared": 1024}
 PLANS = st.lists(st.tuples(st.integers(0, SLOTS - 1), st.integers(1, 9), st.booleans()), min_size=1, max_size=8)
 """Steps: which slot, how many tokens it runs, and whether it is freed after the step."""
 
@@ -50,62 +52,70 @@ def test_any_mixture_of_portions_gives_the_sequences_own_logits(
 ) -> None:
     slots = LlamaSlots(model, SLOTS, BUDGETS[kind], 1)
     held: dict[int, list[int]] = {}
-    rooms: dict[int, int] = {}
     for step in steps:
         portions, freed = [], []
         for slot, count, leaves in {plan[0]: plan for plan in step}.values():
             tokens = [random.randrange(258) for _ in range(count)]
-            rooms.setdefault(slot, random.choice((100, 300)))
-            portions.append(Portion(slot, tokens, len(held.get(slot, [])), random.random() < 0.8, rooms[slot]))
+            portions.append(Portion(slot, tokens, len(held.get(slot, [])), random.random() < 0.8))
             held.setdefault(slot, []).extend(tokens)
             freed += [slot] * leaves
         rows = slots.run(portions)
         wanted = [portion.slot for portion in portions if portion.wanted]
-        assert len(rows) == len(wanted)
+        assert rows.shape == (len(wanted), 258)
         for slot, row in zip(wanted, rows, strict=True):
             np.testing.assert_allclose(row, logits_after(alone, held[slot]), atol=_ROUNDING)
         for slot in freed:
             slots.free(slot)
-            del held[slot], rooms[slot]
+            del held[slot]
     for context in list(model._contexts):
         if context is not alone:
             context.close()
 
 
-def test_cells_are_shared_out_within_the_budget() -> None:
-    assert split_cells(16, 16 * 512, 512) == (512, 0)
-    assert split_cells(16, 16 * 512, 500) == (512, 0)
-    assert split_cells(16, 32_768, 8192) == (1536, 8192)
-    assert split_cells(16, 8192, 8192) == (0, 8192)
-    assert split_cells(1, 4096, 4096) == (4096, 0)
+def test_streams_take_nothing_from_each_other(model: LlamaModel) -> None:
+    streams, shared = (LlamaSlots(model, SLOTS, cells, 1) for cells in BUDGETS.values())
+    assert (streams.has_streams, shared.has_streams) == (True, False)
+    assert streams.cost([CONTEXT] * SLOTS) == 0
+    assert shared.cost([512, 100]) == 612
 
 
-@given(st.integers(1, 64), st.integers(1, 400), st.integers(1, 200_000))
-def test_no_cell_is_lost_and_the_longest_sequence_fits(slots: int, blocks: int, context: int) -> None:
-    cells = blocks * 256
-    stream, shared = split_cells(slots, cells, context)
-    assert slots * stream + shared <= cells
-    assert max(stream, shared) >= min(context, cells)
-    assert stream % 256 == 0
-    assert shared or stream >= context
-
-
-def test_a_sequence_that_fits_a_stream_costs_nothing_that_is_shared(model: LlamaModel) -> None:
-    slots = LlamaSlots(model, SLOTS, BUDGETS["both"], 1)
-    assert slots.cells == CONTEXT
-    assert slots.cost([256, 100, 257]) == 257
-    assert LlamaSlots(model, SLOTS, BUDGETS["streams"], 1).cost([512] * SLOTS) == 0
-    assert LlamaSlots(model, SLOTS, BUDGETS["shared"], 1).cost([512, 100]) == 612
-
-
-def test_long_and_short_sequences_fill_their_caches_to_the_end(model: LlamaModel, alone: LlamaContext) -> None:
-    """The longest of the shared cache beside a full stream in every other slot."""
-    slots = LlamaSlots(model, SLOTS, BUDGETS["both"], 1)
-    lengths = {0: CONTEXT, **dict.fromkeys(range(1, SLOTS), 256)}
-    ids = {slot: [(7 * slot + 3 * place) % 258 for place in range(length)] for slot, length in lengths.items()}
-    rows = slots.run([Portion(slot, tokens, 0, True, len(tokens)) for slot, tokens in ids.items()])
+def test_every_stream_holds_a_whole_context(model: LlamaModel, alone: LlamaContext) -> None:
+    slots = LlamaSlots(model, SLOTS, BUDGETS["streams"], 1)
+    ids = {slot: [(7 * slot + 3 * place) % 258 for place in range(CONTEXT)] for slot in range(SLOTS)}
+    rows = slots.run([Portion(slot, tokens, 0, True) for slot, tokens in ids.items()])
     for (slot, tokens), row in zip(ids.items(), rows, strict=True):
         np.testing.assert_allclose(row, logits_after(alone, tokens), atol=_ROUNDING, err_msg=str(slot))
+
+
+def test_one_token_of_every_stream_is_one_pass(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp splits a batch where streams do not follow each other: they are kept together and in order."""
+    slots = LlamaSlots(model, SLOTS, BUDGETS["streams"], 1)
+    slots.run([Portion(slot, (1, 2, slot), 0, False) for slot in (4, 2, 0, 1, 3)])
+    slots.free(2)
+    slots.free(4)
+    owners: list[list[int]] = []
+    decode = slots._context.decode
+
+    def spied(tokens: Any, positions: Any, sequences: Any, wanted: Any) -> Any:
+        owners.append(list(sequences))
+        return decode(tokens, positions, sequences, wanted)
+
+    monkeypatch.setattr(slots._context, "decode", spied)
+    slots.run([Portion(slot, (5,), 3, True) for slot in (3, 0, 1)])
+    assert owners == [[0, 1, 2]]
+
+
+def test_a_slot_that_never_ran_can_be_freed(model: LlamaModel) -> None:
+    for cells in BUDGETS.values():
+        LlamaSlots(model, SLOTS, cells, 1).free(3)
+
+
+@pytest.mark.parametrize(
+    ("slots", "tokens", "context", "cells"),
+    [(16, 0, 512, 8192), (16, 0, 500, 8192), (16, 0, 8192, 32_768), (16, 0, 131_072, 131_072), (2, 1000, 512, 1024)],
+)
+def test_the_cache_holds_a_context_and_has_a_limit(slots: int, tokens: int, context: int, cells: int) -> None:
+    assert cache_cells(EngineOptions(slots=slots, cache_tokens=tokens), context) == cells
 
 
 def test_a_file_that_is_gone_is_refused(tmp_path: Path) -> None:

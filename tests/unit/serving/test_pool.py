@@ -42,6 +42,9 @@ class Memory:
     def free(self) -> int:
         return 1_000_000_000
 
+    def total(self) -> int:
+        return 2_000_000_000
+
     def used_by(self, pid: int) -> int | None:
         if isinstance(self.used, Exception):
             raise self.used
@@ -114,3 +117,12 @@ def test_the_largest_size_of_an_engine_is_remembered(bench: Bench) -> None:
         assert await bench.pool._needed(target) == 70_000_000
 
     asyncio.run(asyncio.wait_for(work(), 10))
+
+
+def test_vllm_is_given_its_share_of_the_device(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
+    options = EngineOptions(engine="vllm", gpu_share=0.25, device="cuda:0")
+    launcher: Any = SimpleNamespace(close=lambda: None)
+    pool = ModelPool({"model": FolderSource(tmp_path)}, options, PoolOptions(), Metrics(), launcher, Memory())
+    target = pool.models["model"].source.resolve()
+    assert asyncio.run(pool._needed(target)) == 500_000_000
