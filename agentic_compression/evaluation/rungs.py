@@ -38,10 +38,9 @@ from agentic_compression.evaluation.contest import Contest, accuracy_ceiling
 from agentic_compression.evaluation.sequential import Population, lower_bound, upper_bound
 from agentic_compression.evaluation.split import rank
 from agentic_compression.records import Estimate, Objectives, Rival, Rung, RungReading, ScreeningPlan
+from agentic_compression.records.screening import NEARLY, OPTIMISM
 
 __all__ = [
-    "NEARLY",
-    "OPTIMISM",
     "Candidate",
     "ItemName",
     "Screened",
@@ -57,10 +56,6 @@ ItemName = tuple[str, str]
 """Task and id."""
 
 _GROWTH = 1.6
-OPTIMISM = 0.85
-"""Share of what a glance saw that is taken for the least a measurement will say."""
-NEARLY = 0.97
-"""The same for memory, which hardly varies from one repetition to the next."""
 _LEAST_KIN = 3
 _KIN_SHARE = 0.8
 _NOT_MEASURED = ("model_size_gb", "weights_gb")

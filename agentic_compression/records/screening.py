@@ -14,9 +14,19 @@ from pydantic import Field
 from agentic_compression.records.evaluation import BenchmarkScore, Divergence, Estimate, Objectives
 from agentic_compression.records.record import Record
 
-__all__ = ["KlEvidence", "Report", "Rival", "Rung", "RungReading", "ScreeningPlan"]
+__all__ = ["FLOORS", "NEARLY", "OPTIMISM", "KlEvidence", "Report", "Rival", "Rung", "RungReading", "ScreeningPlan"]
 
 Rung = Literal[0, 1, 2, 3]
+OPTIMISM = 0.85
+"""Share of the latency and CO2 of a few requests that is taken for the least a measurement will say."""
+NEARLY = 0.97
+"""The same for memory, which hardly varies from one repetition to the next."""
+FLOORS = {
+    "latency_floor_ms": ("latency_ms", OPTIMISM),
+    "co2_floor_grams": ("co2_grams", OPTIMISM),
+    "memory_floor_gb": ("memory_gb", NEARLY),
+}
+"""Readings that are lower bounds: the objective, and the share of what was seen."""
 
 
 class RungReading(Record):
@@ -34,6 +44,12 @@ class RungReading(Record):
     seconds: float = Field(default=0.0, ge=0)
     passed: bool
     reason: str = ""
+
+    @property
+    def objective(self) -> tuple[str, float]:
+        """What was read and its value; of a floor, the objective below it and what was seen before it was lowered."""
+        name, share = FLOORS.get(self.quantity, (self.quantity, 1.0))
+        return name, self.value / share
 
 
 class Rival(Record):

@@ -26,7 +26,6 @@ from agentic_compression.checkpoints import checkpoint_ref
 from agentic_compression.data import resolve_dataset
 from agentic_compression.data.calibration_text import with_calibration_text
 from agentic_compression.evaluation.request import EvaluationRequest
-from agentic_compression.evaluation.rungs import NEARLY, OPTIMISM
 from agentic_compression.execution import Supervisor
 from agentic_compression.methods import describe_methods
 from agentic_compression.methods.request import CompressionRequest
@@ -44,6 +43,7 @@ from agentic_compression.records import (
     ScreeningPlan,
     Strategy,
 )
+from agentic_compression.records.screening import NEARLY, OPTIMISM
 from agentic_compression.resources import configs_dir
 from agentic_compression.settings import Settings, get_settings
 from agentic_compression.spec import infer_spec

@@ -96,12 +96,15 @@ def accuracy_of(record: EpisodeRecord) -> tuple[float, float] | None:
 
 
 def _costs_of(record: EpisodeRecord) -> dict[str, float]:
-    """What was measured of the costs: all of them, or of a rejected episode what was read before it was."""
+    """What was measured of the costs: all of them, or of a rejected episode what was read before it was.
+
+    The readings come in order, so that a measurement takes the place of a glance.
+    """
     if record.status == "succeeded" and record.objectives is not None:
         return {name: float(getattr(record.objectives, name)) for name in COSTS}
     if record.status != "rejected":
         return {}
-    return {reading.quantity: reading.value for reading in record.screening if reading.quantity in COSTS}
+    return {name: value for name, value in (reading.objective for reading in record.screening) if name in COSTS}
 
 
 def _ratios(costs: Mapping[str, float], baseline: Objectives) -> dict[str, float]:

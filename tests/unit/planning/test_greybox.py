@@ -390,6 +390,35 @@ def test_rejected_episodes_teach_costs_and_accuracy_by_what_was_read() -> None:
     assert good["accuracy"][0] > bad["accuracy"][0] + 0.05
 
 
+def test_a_glance_that_rejected_an_episode_teaches_its_costs() -> None:
+    """A floor is what was seen, lowered: what is like the rejected strategy is expected to cost what was seen."""
+    baseline = record("baseline", 0, 1.0, 1.0)
+
+    def rejected(latency: float) -> EpisodeRecord:
+        floors = {"latency_floor_ms": 0.85 * latency, "co2_floor_grams": 0.85 * latency, "memory_floor_gb": 0.97}
+        readings = [
+            RungReading(rung=0, quantity=name, value=value, low=value, high=value, n=1, passed=False)
+            for name, value in floors.items()
+        ]
+        blank = record("gguf:type=BF16", 1, 1.0, 1.0)
+        return blank.model_copy(update={"status": "rejected", "objectives": None, "screening": tuple(readings)})
+
+    def measured(latency: float) -> EpisodeRecord:
+        costs = {"latency_ms": latency, "co2_grams": latency, "memory_gb": 1.0}
+        made = record("gguf:type=BF16", 1, 1.0, 1.0)
+        assert made.objectives is not None
+        return made.model_copy(update={"objectives": made.objectives.model_copy(update=costs)})
+
+    like = [canonical(SPACE, Strategy.parse("gguf:type=F16"))]
+    planner = GreyboxPlanner()
+    for latency in (0.2, 5.0):
+        glanced, known = (
+            planner.forecast(SPACE, like, [baseline, episode])[0] for episode in (rejected(latency), measured(latency))
+        )
+        for name in ("latency_ms", "co2_grams", "memory_gb"):
+            assert glanced[name] == pytest.approx(known[name]), name
+
+
 def test_gguf_multiplies_layers_of_low_rank_out() -> None:
     plain, thin = (Strategy.parse(label) for label in ("gguf:type=Q4_K_M", "svd_llm:rank_ratio=0.7 | gguf:type=Q4_K_M"))
     assert size_ratio(thin, SHARES) == size_ratio(plain, SHARES)
