@@ -56,6 +56,7 @@ def judge(
     """
     checks, rule = list(merits(policy, challenger)), policy.aliases[alias]
     if incumbent is not None and (stands or incumbent.study != challenger.study):
+        checks += _inherited(policy, challenger, incumbent)
         checks += _against(rule, policy, challenger, incumbent, comparison, differences)
     elif incumbent is not None and rule.guard_accuracy and isinstance(comparison, Comparison):
         found = _accuracy(policy, incumbent, comparison)  # few items in common must not keep what was dominated
@@ -77,6 +78,14 @@ def merits(policy: PromotionPolicy, challenger: VersionEvidence) -> Iterator[Gat
     yield GateCheck(name="non-dominated", passed=not reason, detail=reason or f"on the frontier of {challenger.study}")
     for constraint in dict.fromkeys((*challenger.constraints, *policy.constraints)):
         yield _constraint(constraint, challenger)
+
+
+def _inherited(policy: PromotionPolicy, challenger: VersionEvidence, incumbent: VersionEvidence) -> Iterator[GateCheck]:
+    """A study without constraints must not take an alias to where another study's do not let it go."""
+    for constraint in dict.fromkeys(incumbent.constraints):
+        if constraint not in (*challenger.constraints, *policy.constraints):
+            check = _constraint(constraint, challenger)
+            yield check.model_copy(update={"name": f"{check.name} of {incumbent.study}"})
 
 
 def _full_fidelity(challenger: VersionEvidence) -> GateCheck:

@@ -94,6 +94,15 @@ def test_the_policys_own_constraints_count_as_well() -> None:
     assert _failed(judge(policy, "champion", _evidence("2", 0.94, 10))) == ["constraint model_size_gb<=0.005"]
 
 
+def test_the_constraints_of_the_holders_study_bind_another_studys_challenger() -> None:
+    bound = Constraint.parse("latency_ms<=0.001")
+    holder = _evidence("1", 0.95, 40, constraints=(bound,))
+    verdict = _judge(_evidence("2", 0.94, 10, study="other"), holder)
+    assert f"constraint {bound} of s" in _failed(verdict)
+    own = _judge(_evidence("2", 0.94, 10, study="other", constraints=(bound,)), holder)
+    assert [check.name for check in own.checks if "constraint" in check.name] == [f"constraint {bound}"]
+
+
 def test_a_dominated_challenger_is_refused() -> None:
     verdict = _judge(_evidence("2", 0.94, 11), _evidence("1", 0.94, 10))
     assert _failed(verdict) == ["not dominated by the incumbent"]
