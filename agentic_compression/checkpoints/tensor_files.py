@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import stat
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 
 from agentic_compression.errors import ModelError
 
-__all__ = ["SHARD_BYTES", "TensorFile", "write_tensors"]
+__all__ = ["SHARD_BYTES", "TensorFile", "save_tensors", "write_tensors"]
 
 SHARD_BYTES = 1_000_000_000
 _MAXIMUM_HEADER = 100_000_000
@@ -116,6 +117,20 @@ class TensorFile:
         return dtype
 
 
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write one safetensors file with the mode that ``open`` gives; safetensors itself may make it its owner's only.
+
+    Args:
+        tensors: contiguous tensors by name, no two sharing memory.
+        path: the file; an empty one is left when writing fails.
+        metadata: texts for its header.
+    """
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(mode)
+
+
 def write_tensors(groups: Iterable[dict[str, torch.Tensor]], folder: Path, stem: str = "model") -> None:
     """Write ``<stem>.safetensors``, or shards of about 1 GB with ``<stem>.safetensors.index.json``.
 
@@ -131,7 +146,7 @@ def write_tensors(groups: Iterable[dict[str, torch.Tensor]], folder: Path, stem:
     written: list[dict[str, int]] = []  # bytes by name, by shard
 
     def flush() -> None:
-        save_file(dict(sorted(shard.items())), folder / _shard_name(stem, len(written)), metadata={"format": "pt"})
+        save_tensors(dict(sorted(shard.items())), folder / _shard_name(stem, len(written)), {"format": "pt"})
         written.append({name: tensor.nbytes for name, tensor in shard.items()})
         shard.clear()
 

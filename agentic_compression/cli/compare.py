@@ -118,7 +118,8 @@ def _config_of(study: str) -> StudyConfig:
 
     file = study_folder(get_settings(), study) / "study.json"
     if not file.is_file():
-        raise ConfigurationError(f"no study {study!r} (looked for {file}); see: acf analyze")
+        known = ", ".join(sorted(found.parent.name for found in get_settings().experiments.glob("*/study.json")))
+        raise ConfigurationError(f"no study {study!r} (looked for {file}); studies here: {known or 'none yet'}")
     return StudyConfig.model_validate_json(file.read_text(encoding="utf-8"))
 
 

@@ -20,7 +20,8 @@ __all__ = ["export"]
 
 def export(
     source: Annotated[
-        str, typer.Argument(help="Checkpoint folder, models:/NAME@ALIAS, models:/NAME/VERSION, or 'demo'.")
+        str,
+        typer.Argument(help="Checkpoint folder, models:/NAME@ALIAS, models:/NAME/VERSION, STUDY:EPISODE, or 'demo'."),
     ],
     format_: Annotated[str, typer.Option("--format", "-f", help="One of hf, gguf, compressed-tensors, onnx, recipe.")],
     output: Annotated[
@@ -46,7 +47,7 @@ def export(
 
       acf export models:/demo--demo@smallest --format gguf
 
-      acf export ./small --format hf -o ./small-hf
+      acf export demo-demo:3 --format hf -o ./small-hf
 
       acf export demo --format gguf --type Q4_K_M -o ./demo-gguf
     """
@@ -87,7 +88,9 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def _lines(record: ExportRecord) -> Iterator[str]:
-    yield f"{record.format}, {record.form}: {record.size_bytes / 1e6:.2f} MB in {record.path}"
+    form = "" if record.form == record.format else f", {record.form}"
+    size = f"{record.size_bytes / 1e6:.2f} MB" if record.size_bytes >= 1e5 else f"{record.size_bytes / 1e3:.1f} kB"
+    yield f"{record.format}{form}: {size} in {record.path}"
     for note in record.notes:
         yield f"note      {note}"
     check = record.check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["analyze", "frontier", "methods", "print_spec", "spec"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+_NO_STUDY = "none yet; begin one with 'acf run'"
 
 
 def spec(
@@ -176,15 +178,25 @@ def frontier(
 
 
 def analyze(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder below data/experiments.")],
+    study: Annotated[
+        str | None, typer.Argument(help="Study name, or a study's folder; the studies are listed when left out.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """What the study in DIR found: endings, frontier, spent time and energy.
+    """What STUDY found: endings, frontier, spent time and energy.
 
-    Example:
+    Examples:
 
-      acf analyze data/experiments/demo-demo
+      acf analyze
+
+      acf analyze demo-demo
+
+      acf analyze data/experiments/demo-demo --json
     """
+    if study is None:
+        typer.echo(json.dumps(_studies()) if as_json else "\n".join(_studies()) or _NO_STUDY)
+        return
+    folder = _study_folder(study)
     _show(folder, as_json)
     if as_json:
         return
@@ -203,6 +215,18 @@ def analyze(
         f"({results.energy_source}); picture: {folder / 'pareto_visualization.html'}",
         soft_wrap=True,
     )
+
+
+def _study_folder(study: str) -> Path:
+    """A folder that holds a study, else the one that a study of this name has."""
+    from agentic_compression.records.study import STUDY_NAME
+    from agentic_compression.settings import get_settings
+    from agentic_compression.study.workbench import study_folder
+
+    named = Path(study).expanduser()
+    if (named / "pareto_frontier.json").is_file() or not re.fullmatch(STUDY_NAME, study):
+        return named
+    return study_folder(get_settings(), study)
 
 
 def _show(folder: Path, as_json: bool) -> None:
@@ -225,11 +249,14 @@ def _read(folder: Path, name: str) -> str:
     path = folder / name
     if path.is_file():
         return path.read_text()
+    raise ConfigurationError(f"no study in {folder}; studies here: {', '.join(_studies()) or _NO_STUDY}")
+
+
+def _studies() -> list[str]:
+    """Names of the studies that have a frontier."""
     from agentic_compression.settings import get_settings
 
-    known = sorted(found.parent.name for found in get_settings().experiments.glob("*/pareto_frontier.json"))
-    listed = ", ".join(known) or "none yet; begin one with 'acf run'"
-    raise ConfigurationError(f"no study in {folder}; studies here: {listed}")
+    return sorted(found.parent.name for found in get_settings().experiments.glob("*/pareto_frontier.json"))
 
 
 def _folder_of(model: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,16 +15,28 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from agentic_compression.cli.ending import closing_line
 from agentic_compression.records import Strategy
 
 if TYPE_CHECKING:
+    from agentic_compression.cli.ending import AliasMove
     from agentic_compression.records import EpisodeRecord, FinalResults, FrontierDocument, StudyConfig
     from agentic_compression.study import Workbench
 
-__all__ = ["LiveView", "brief", "frontier_table", "wide_console"]
+__all__ = ["LiveView", "brief", "frontier_table", "plain_reason", "wide_console"]
 
 _SHOWN = 12
 _PIPE_WIDTH = 160
+_LEAST_GB = 10
+"""Sizes from here on read better in GB."""
+_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?(?:e[+-]?\d+)?) GB\b")
+_LEGEND = "◆ best compromise of this study (its knee); 'acf registry list' has the champion"
+_RUNGS = {
+    "0": "told from its size and costs",
+    "1": "told from a short look at it",
+    "2": "told from the first questions",
+    "3": "told part-way through the questions",
+}
 
 
 class LiveView:
@@ -64,24 +77,14 @@ class LiveView:
         finally:
             bench.announce.listener = None
 
-    def final(self, results: FinalResults, folder: Path) -> None:
-        """The frontier and one closing line: what happened, where it is, the next command."""
-        if self._document is not None:
+    def final(
+        self, results: FinalResults, folder: Path, added: int | None = None, moves: Sequence[AliasMove] = ()
+    ) -> None:
+        """The frontier, the aliases that moved, and one closing line (see ``closing_line``)."""
+        if self._document is not None and self._document.solutions:
             self._console.print(frontier_table(self._document, results.termination_reason))
-        counts = ", ".join(f"{number} {status}" for status, number in results.episodes_by_status.items())
-        spent = f"{results.energy_kwh * 1000:.3g} Wh ({results.energy_source})"
-        ending = {"interrupted": "interrupted", None: "stopped"}.get(
-            results.termination_reason, f"done ({results.termination_reason})"
-        )
-        following = f"acf frontier {self.study.name}"
-        if results.termination_reason == "interrupted":
-            following = "the same command again"
-        self._console.print(
-            f"{ending}: {results.episodes_run} episodes ({counts}), {len(results.solutions)} Pareto-optimal, {spent}; "
-            f"see {folder}/pareto_visualization.html; next: {following}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        for text in (*map(str, moves), closing_line(results, folder, added)):
+            self._console.print(escape(text), highlight=False, soft_wrap=True)
 
     def _on_progress(self, what: str, done: int, total: int) -> None:
         self._progress.update(self._work_task, description=f"  {what}", completed=done, total=total, visible=True)
@@ -109,7 +112,7 @@ class LiveView:
     def _announce_record(self, record: EpisodeRecord) -> None:
         seconds = time.monotonic() - self._episode_begun
         if record.objectives is None:
-            reason = escape(record.error or "")
+            reason = escape(plain_reason(record.error or ""))
             colour = "cyan" if record.status == "rejected" else "red"
             self._console.print(f"  [{colour}]{record.status}[/] after {seconds:.0f} s: {reason}", highlight=False)
             return
@@ -132,7 +135,10 @@ class LiveView:
 def frontier_table(document: FrontierDocument, reason: str | None) -> Table:
     """The frontier as a table; differences are against the baseline."""
     title = f"Pareto frontier of {escape(document.study)}, hypervolume {document.hypervolume:.4f}"
-    table = Table(title=title, title_justify="left", caption=reason)
+    shown = _first(document.solutions)
+    legend = _LEGEND if any(solution.is_knee for solution in shown) else None
+    caption = "\n".join(text for text in (reason, legend) if text)
+    table = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
     for heading in (
         "episode",
         "strategy",
@@ -144,7 +150,7 @@ def frontier_table(document: FrontierDocument, reason: str | None) -> Table:
         "g CO2e/1k",
     ):
         table.add_column(heading, justify="left" if heading == "strategy" else "right")
-    for solution in _first(document.solutions):
+    for solution in shown:
         goals = solution.objectives
         ratio = goals.model_size_gb / document.baseline.model_size_gb if document.baseline else float("nan")
         low, high = solution.intervals.get("accuracy", (goals.accuracy, goals.accuracy))
@@ -160,6 +166,17 @@ def frontier_table(document: FrontierDocument, reason: str | None) -> Table:
             style=None if solution.meets_constraints else "dim",
         )
     return table
+
+
+def plain_reason(text: str) -> str:
+    """Why an episode gave no result, for people: how far its evaluation came in words, and sizes in MB.
+
+    Where one of the sizes is large, such as a machine's memory, all of them stay in GB.
+    """
+    text = re.sub(r"^rung ([0-3])(?=: )", lambda found: _RUNGS[found[1]], text)
+    if any(float(found[1]) >= _LEAST_GB for found in _SIZE.finditer(text)):
+        return text
+    return _SIZE.sub(lambda found: f"{float(found[1]) * 1000:.4g} MB", text)
 
 
 def wide_console(**options: Any) -> Console:

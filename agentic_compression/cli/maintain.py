@@ -65,20 +65,26 @@ def clean(
         typer.echo("removed stored evaluations, converted datasets and unfinished checkpoints; made again when needed")
     if study is None:
         return
+    from agentic_compression.study import open_workbench
+    from agentic_compression.study.removal import remove_study, require_study
+
+    bench = open_workbench()
+    require_study(study, bench)
     if not yes and not typer.confirm(f"Remove study {study} with all its episodes?", err=True):
         raise typer.Abort
-    from agentic_compression.study import open_workbench
-    from agentic_compression.study.removal import remove_study
-
-    removed = remove_study(study, open_workbench())
-    typer.echo(
-        f"removed study {study}: {removed.episodes} episodes, {removed.versions} versions, "
-        f"{removed.checkpoints} checkpoints"
-    )
+    removed = remove_study(study, bench)
+    counts = {"episode": removed.episodes, "version": removed.versions, "checkpoint": removed.checkpoints}
+    told = ", ".join(f"{number} {noun}{'' if number == 1 else 's'}" for noun, number in counts.items())
+    typer.echo(f"removed study {study}: {told}")
+    for line in removed.kept:
+        typer.echo(line)
 
 
 def env() -> None:
     """Print shell lines that make the ``zenml`` and ``mlflow`` commands use this project's state.
+
+    ZenML then warns that there is no ZenML repository. That is meant: a repository would keep one state root's active
+    stack for all of them. Do not run 'zenml init'; run 'zenml pipeline run' in the checkout instead.
 
     Example:
 

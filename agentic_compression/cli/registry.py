@@ -36,7 +36,7 @@ app.command("approve")(registry_moves.approve)
 
 @app.command("list")
 def list_registered(model: Model = None, as_json: Json = False) -> None:
-    """Versions with their aliases and objectives; who was refused an alias and why; what waits for an approval.
+    """Versions with their aliases and objectives; how many were refused an alias; what waits for an approval.
 
     Examples:
 
@@ -83,7 +83,7 @@ def list_registered(model: Model = None, as_json: Json = False) -> None:
 
 @app.command()
 def show(version: Version, as_json: Json = False) -> None:
-    """One version: aliases, evidence, where it was measured, how to load it.
+    """One version: aliases, those it was refused and why, evidence, where it was measured, how to load it.
 
     Examples:
 

@@ -68,7 +68,7 @@ def promote(
     from agentic_compression.records import PromotionRequest
     from agentic_compression.registry import parse_version
     from agentic_compression.study import open_workbench
-    from agentic_compression.study.promotion import open_desk, require_promoted, verdict_on
+    from agentic_compression.study.promotion import open_desk, require_promoted, settled, smoke_test, verdict_on
     from agentic_compression.study.promotion import promote as carry_out
 
     rules = _policy(policy)
@@ -84,7 +84,10 @@ def promote(
         require_approval=require_approval,
         policy=rules,
     )
-    if pipeline:
+    if pipeline and (unchanged := settled(desk, request)) is not None:
+        with _busy("asking the version"):  # it may hold the alias since a pipeline that was killed before it tried it
+            promoted = smoke_test(desk, unchanged, bench)
+    elif pipeline:
         promoted = _through_pipeline(request)
     else:
         with _busy("asking the gate and the version"):
@@ -211,8 +214,13 @@ def _print_promoted(promoted: Promoted) -> None:
         typer.echo(f"{of} waits for approval; next: acf registry approve {promoted.entry.id}")
     elif promoted.status == "requested":
         raise AcfError("a request without an entry")
+    elif promoted.status == "unchanged" and promoted.entry is not None:
+        typer.echo(
+            f"{of}: the same move to version {verdict.version} waits for approval already; next: acf registry approve "
+            f"{promoted.entry.id}"
+        )
     elif promoted.status == "unchanged":
-        typer.echo(f"{of} is at version {verdict.version} already, or the same move waits for approval")
+        typer.echo(f"{of} is at version {verdict.version} already; nothing moved")
     else:
         typer.echo(
             f"{of} is at version {verdict.version} now, before at {verdict.incumbent or 'none'}; "
@@ -223,7 +231,7 @@ def _print_promoted(promoted: Promoted) -> None:
 def _answered(smoke: SmokeResult) -> str:
     if not smoke.passed:
         return f"FAILED  smoke test of {smoke.uri}: {smoke.error}"
-    return f"smoke test of {smoke.uri}: {smoke.prompt!r} → {smoke.answer!r}"
+    return f"smoke test of {smoke.uri}: {smoke.prompt!r} → {smoke.answer!r}, the same as its checkpoint's own"
 
 
 def _busy(what: str) -> AbstractContextManager[object]:

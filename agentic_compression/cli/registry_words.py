@@ -86,10 +86,12 @@ def _environment(text: str) -> str:
 
 
 def notes(versions: Sequence[RegisteredVersion]) -> Iterator[str]:
-    """What a table of versions does not show: who was refused an alias and why, and aliases of versions that left."""
+    """What a table of versions does not show: how many were refused an alias, and aliases of versions that left."""
+    refused = [version.name for version in versions if _refusals(version)]
+    if refused:
+        count = f"{len(refused)} versions were" if len(refused) > 1 else "1 version was"
+        yield f"{count} refused aliases; see: acf registry show {refused[-1]}"
     for version in versions:
-        for aliases, reason in _refusals(version):
-            yield f"{version.name} was refused as {aliases}, not passed: {reason}"
         if version.aliases and version.state != "frontier":
             yield f"{version.name} is {version.state} and holds {', '.join(version.aliases)} until another takes over"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,8 @@ import typer
 from agentic_compression.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from agentic_compression.cli.ending import AliasMove
+    from agentic_compression.cli.live import LiveView
     from agentic_compression.records import FinalResults, StudyConfig
 
 __all__ = ["run"]
@@ -28,7 +31,8 @@ def run(
         typer.Option("--dataset", "-d", help="Benchmark name(s), a .jsonl/.csv/.parquet file, or 'demo'."),
     ] = None,
     episodes: Annotated[
-        str | None, typer.Option("--episodes", "-e", help="Compressed episodes to reach; +N for N more than now.")
+        str | None,
+        typer.Option("--episodes", "-e", help="Compressed episodes to reach; +N: N more than now, converged or not."),
     ] = None,
     budget_hours: Annotated[float | None, typer.Option(help="End after this much work, in hours.")] = None,
     carbon_budget_kg: Annotated[float | None, typer.Option(help="End after this much CO2e, in kg.")] = None,
@@ -56,12 +60,16 @@ def run(
     detailed: Annotated[bool, typer.Option("-i", "--interactive", help="Live view with every stage.")] = False,
     show_spec: Annotated[bool, typer.Option("--show-spec", help="Print the model's specification first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run; writes no numbers.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print final_results.json on standard output.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print final_results.json, new episodes and moved aliases.")
+    ] = False,
     trust_remote_code: Annotated[bool, typer.Option(help="Let the model's own code run.")] = False,
 ) -> None:
     """Search for the best compressed versions of MODEL on DATASET.
 
-    Interrupt it at any moment; the same command goes on where it stopped.
+    Interrupt it at any moment; the same command goes on where it stopped. A study ends at its number of episodes, its
+    budgets or its target, when the planner has nothing left to try, and when it has converged. --episodes +N goes on
+    after convergence; everything else ends it as before.
 
     Examples:
 
@@ -159,8 +167,12 @@ def _carry_out(study: StudyConfig, episodes: str | None, *, detailed: bool, show
     bench = open_workbench()
     with bench.lock(study.name):
         bench.history.open_study(study)
-    if episodes is not None and episodes.startswith("+"):
-        done = sum(record.episode > 0 for record in bench.history.records(study.name))
+    from agentic_compression.cli.ending import alias_moves, final_json, known_moves
+
+    records, known = bench.history.records(study.name), known_moves(bench, study)
+    further = episodes is not None and episodes.startswith("+")
+    if episodes is not None and further:
+        done = sum(record.episode > 0 for record in records)
         study = study.model_copy(update={"episodes": done + _count(episodes)})
         view.study = study
     if show_spec:
@@ -168,19 +180,20 @@ def _carry_out(study: StudyConfig, episodes: str | None, *, detailed: bool, show
 
         print_spec(spec or infer_model_spec(study, bench), to_stderr=as_json)
     with view.attached(bench):
-        results = run_study(study, bench, orchestration.run_episode)
+        results = run_study(study, bench, orchestration.run_episode, when_converged=not further)
+    moves, added = alias_moves(bench, study, known), results.episodes_run - len(records)
     if as_json:
-        typer.echo(results.model_dump_json(indent=2))
-    _finish(study, results, view)
+        typer.echo(json.dumps(final_json(results, added, moves), indent=2))
+    _finish(study, results, view, added, moves)
 
 
-def _finish(study: StudyConfig, results: FinalResults, view: Any) -> None:
-    """One line that says what happened, where it is and what to do next; then the exit code."""
+def _finish(study: StudyConfig, results: FinalResults, view: LiveView, added: int, moves: list[AliasMove]) -> None:
+    """What happened, where it is and what to do next; then the exit code."""
     from agentic_compression.settings import get_settings
 
     if results.planner_note:
         view.say(results.planner_note)
-    view.final(results, get_settings().experiments / study.name)
+    view.final(results, get_settings().experiments / study.name, added, moves)
     if results.termination_reason == "interrupted":
         raise typer.Exit(INTERRUPTED)
     compressed = any(solution.meets_constraints and solution.episode > 0 for solution in results.solutions)

@@ -54,7 +54,7 @@ def serve(
     from agentic_compression.serving.metrics import Metrics
     from agentic_compression.serving.pool import ModelPool, PoolOptions
     from agentic_compression.serving.security import read_proxies
-    from agentic_compression.serving.server import run_server
+    from agentic_compression.serving.server import listening, run_server
     from agentic_compression.serving.sources import read_sources
     from agentic_compression.serving.summary import describe_server, list_risks
     from agentic_compression.settings import get_settings
@@ -88,11 +88,12 @@ def serve(
     metrics = Metrics()
     app = create_app(ModelPool(sources, options, pool, metrics), metrics, settings)
     shown = f"[{host}]" if ":" in host else host
-    for line in describe_server(f"http://{shown}:{port}", sources, options, pool, settings):
-        typer.echo(line)
-    for risk in list_risks(host, settings):
-        typer.secho(f"risk      {risk}", fg=typer.colors.YELLOW)
-    run_server(app, host, port, settings.serve_drain_s, proxies)
+    with listening(host, port) as listener:  # before an address is printed that is another's
+        for line in describe_server(f"http://{shown}:{port}", sources, options, pool, settings):
+            typer.echo(line)
+        for risk in list_risks(host, settings):
+            typer.secho(f"risk      {risk}", fg=typer.colors.YELLOW)
+        run_server(app, listener, settings.serve_drain_s, proxies)
 
 
 def _read_engine(name: str, device: str) -> EngineKind:

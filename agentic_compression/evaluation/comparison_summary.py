@@ -10,9 +10,9 @@ __all__ = ["rounded", "summary_of"]
 
 
 def summary_of(comparison: Comparison) -> str:
-    """For example::
+    """The candidate less the baseline, in points of accuracy; better or worse is the verdict alone. For example::
 
-    0.4 points worse, 95 % CI [-0.1, 0.9], 2.1× faster, 38 % less energy: indistinguishable at n=600;
+    −0.4 points, 95 % CI [−0.9, +0.1], 2.1× faster, 38 % less energy: indistinguishable at n=600;
     about 4,200 items would settle it
     """
     parts = [_accuracy(comparison.accuracy), *_costs(comparison)]
@@ -26,17 +26,13 @@ def rounded(count: int) -> str:
 
 
 def _accuracy(difference: Estimate) -> str:
-    if abs(difference.value) < 1e-12:  # what is left of tasks that cancel out
-        words, low, high = "no difference in accuracy", difference.low, difference.high
-    elif difference.value < 0:
-        words, low, high = f"{_points(-difference.value)} points worse", -difference.high, -difference.low
-    else:
-        words, low, high = f"{_points(difference.value)} points better", difference.low, difference.high
-    return f"{words}, 95 % CI [{_points(low)}, {_points(high)}]"
+    none = abs(difference.value) < 1e-12  # what is left of tasks that cancel out
+    words = "no difference in accuracy" if none else f"{_points(difference.value, '+')} points"
+    return f"{words}, 95 % CI [{_points(difference.low, '+')}, {_points(difference.high, '+')}]"
 
 
-def _points(share: float) -> str:
-    text = f"{100 * share:.1f}" if abs(share) >= 0.0005 else f"{100 * share:.2f}"
+def _points(share: float, sign: str = "") -> str:
+    text = format(100 * share, f"{sign}.1f" if abs(share) >= 0.0005 else f"{sign}.2f")
     return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,7 @@ class BuildRequest(Record):
 
 
 class Built(Record):
-    """What was written."""
+    """What was written; a form that is empty says that nothing was, the notes say why."""
 
     form: str
     notes: tuple[str, ...] = ()
@@ -131,6 +132,9 @@ def _safetensors(loaded: LoadedCheckpoint, folder: Path, dense: bool) -> Built:
     _settle_generation(model)
     if dense:
         model.save_pretrained(folder)
+        mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
+        for path in folder.glob("*.safetensors"):
+            path.chmod(mode)  # safetensors may make it its owner's only
         return Built(form=f"dense {_dtype(model)}")
     settings = write_compressed_tensors(model, folder)
     _write_config(model, folder, settings)
@@ -171,6 +175,8 @@ def _gguf(loaded: LoadedCheckpoint, folder: Path, gguf_type: str) -> Built:
     model, tokenizer = loaded.model, loaded.tokenizer
     file_type = gguf_type.removeprefix(OWN_GRID)
     own = take_own_grid(model) if file_type != gguf_type else OwnGrid()
+    if file_type != gguf_type and not own.types:
+        return Built(form="", notes=tuple(_own_grid_notes(own)))
     rounded = _rounded(model)
     make_dense(model)
     config = GgufConfig.model_construct(type=file_type, importance=False)  # F32 is a type, though no method's choice

@@ -20,7 +20,7 @@ from agentic_compression.export.check import CheckRequest, tolerance_of
 from agentic_compression.export.copying import copy_file, legal_files, require_own_files
 from agentic_compression.export.destination import RECORD_NAME, new_export, require_free_place
 from agentic_compression.export.origin import Origin, find_origin, resolve_source
-from agentic_compression.export.plan import ExportPlan, plan_export
+from agentic_compression.export.plan import ExportPlan, plan_export, without_own_grid
 from agentic_compression.export.recipe import output_name, recipe_of, write_recipe
 from agentic_compression.progress import Progress, no_progress
 from agentic_compression.records import ExportCheck, ExportFormat, ExportRecord, ExportTolerance, Record
@@ -45,7 +45,9 @@ _PACKAGES = (
 class ExportRequest(Record):
     """What a user asks for."""
 
-    source: str = Field(min_length=1, description="folder, models:/NAME@ALIAS, models:/NAME/VERSION, or 'demo'")
+    source: str = Field(
+        min_length=1, description="folder, models:/NAME@ALIAS, models:/NAME/VERSION, STUDY:EPISODE, or 'demo'"
+    )
     format: ExportFormat
     output: Path | None = Field(default=None, description="new folder; data/exports/<name>-<format> when None")
     gguf_type: str | None = Field(default=None, description="GGUF file type; the tool chooses when None")
@@ -112,7 +114,9 @@ def _recipe(origin: Origin, request: ExportRequest, folder: Path) -> ExportRecor
     assert origin.manifest is not None
     recipe = recipe_of(origin.manifest, output_name(origin.folder))
     write_recipe(recipe, folder)
-    return _record(origin, request, "recipe", recipe.notes, None)
+    translated = recipe.modifiers or recipe.auto_round is not None
+    form = "recipe" if translated else "strategy.json for 'acf compress' alone: no stage has a form in other tools"
+    return _record(origin, request, form, recipe.notes, None)
 
 
 def _model(
@@ -126,12 +130,18 @@ def _model(
     """Build and check; where the tool chooses the GGUF type, the first one whose answers are near enough."""
     tried: list[str] = []
     strict = _tolerance(origin, None)
-    for gguf_type in plan.gguf_types or (None,):
+    left: list[str | None] = [*(plan.gguf_types or (None,))]
+    while left:
+        gguf_type = left.pop(0)
         tolerance = _tolerance(origin, gguf_type if plan.chosen else None)
         near = None
         if gguf_type is not None and tolerance != strict and gguf_type != _NEAR_LOSSLESS:
             near = _near_lossless(origin, request, plan, folder, supervisor, progress)
         built = _build(origin, plan, gguf_type, folder, supervisor, progress)
+        if not built.form:
+            tried += built.notes or ("no linear keeps its codes",)
+            left = [*without_own_grid(plan.gguf_types)]
+            continue
         checked = _check(origin, request, tolerance, folder, supervisor, progress)
         if checked.passed:
             measured = () if near is None else (_rounding(str(gguf_type), checked, near),)

@@ -19,6 +19,7 @@ from agentic_compression.settings import Settings
 __all__ = ["Licence", "Origin", "find_origin", "licence_of", "resolve_source"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_EPISODE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,99}):(\d{1,6})")
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
 _TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,95}")
 _LINK = re.compile(r"https://[A-Za-z0-9.-]+(/[A-Za-z0-9._~/%+-]*)?(#[A-Za-z0-9._-]*)?")
@@ -82,7 +83,7 @@ class Origin:
 
 
 def resolve_source(source: str, settings: Settings) -> Path:
-    """The checkpoint folder that a folder, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``demo`` names.
+    """The folder that a folder, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``STUDY:EPISODE`` or ``demo`` names.
 
     Raises:
         ModelError: when it leads nowhere.
@@ -97,8 +98,34 @@ def resolve_source(source: str, settings: Settings) -> Path:
             raise ModelError(f"{source}: there is no registry in {settings.root}; give a folder, or set ACF_HOME")
         return model_folder(open_client(settings.mlflow_uri), source).resolve()
     folder = Path(source).expanduser()
+    if not folder.exists() and (match := _EPISODE.fullmatch(source)):
+        return _episode_folder(match[1], int(match[2]), settings)
     if not folder.is_dir():
-        raise ModelError(f"what is exported is a folder or models:/NAME@ALIAS, got {source!r}; check the path")
+        raise ModelError(
+            f"what is exported is a folder, models:/NAME@ALIAS or STUDY:EPISODE, got {source!r}; check the path"
+        )
+    return folder.resolve()
+
+
+def _episode_folder(study: str, episode: int, settings: Settings) -> Path:
+    from agentic_compression.tracking import MlflowHistory, open_client
+
+    records: list[EpisodeRecord] = []
+    if _database(settings).is_file():
+        history = MlflowHistory(open_client(settings.mlflow_uri), settings.mlflow_artifacts)
+        records = history.records(study) if history.exists(study) else []
+    record = next((item for item in records if item.episode == episode), None)
+    if record is None:
+        known = ", ".join(str(item.episode) for item in records) or "none, there is no such study"
+        raise ModelError(f"no episode {episode} of study {study!r} in {settings.root}; its episodes: {known}")
+    if record.checkpoint is None:
+        raise ModelError(f"{study}:{episode} has no checkpoint: it {record.status} ({record.error or 'no reason'})")
+    folder = Path(record.checkpoint.path)
+    if not folder.is_dir():
+        raise ModelError(
+            f"the checkpoint of {study}:{episode} is gone; make it again with 'acf rebuild {study} {episode}' and "
+            "export the folder that it names"
+        )
     return folder.resolve()
 
 

@@ -15,7 +15,7 @@ from agentic_compression.errors import ConfigurationError, ModelError, Unavailab
 from agentic_compression.records import ExportFormat, Record
 from agentic_compression.runtimes import llama_file
 
-__all__ = ["OWN_GRID", "ExportPlan", "Making", "foreign_quantizer", "plan_export"]
+__all__ = ["OWN_GRID", "ExportPlan", "Making", "foreign_quantizer", "plan_export", "without_own_grid"]
 
 Making = Literal["as stored", "dense", "compressed-tensors", "gguf", "onnx", "recipe"]
 OWN_GRID = "own codes, the rest "
@@ -71,6 +71,15 @@ def plan_export(folder: Path, wanted: ExportFormat, gguf_type: str | None = None
             "export the model it was made from"
         )
     return _gguf(manifest, gguf_type) if wanted == "gguf" else _onnx(manifest)
+
+
+def without_own_grid(gguf_types: tuple[str, ...]) -> tuple[str, ...]:
+    """What is left to try where no layer keeps its codes: the ladder, from Q8_0 on at the latest.
+
+    A ladder that begins with F16 is one of float layers; what the own grid would have given the rest comes first.
+    """
+    ladder = tuple(name for name in gguf_types if not name.startswith(OWN_GRID))
+    return ladder if "Q8_0" in ladder else ("Q8_0", *ladder)
 
 
 def _recipe(manifest: CheckpointManifest | None, folder: Path) -> ExportPlan:

@@ -15,7 +15,12 @@ __all__ = ["termination"]
 
 
 def termination(
-    config: StudyConfig, records: Sequence[EpisodeRecord], spent_seconds: float, spent_co2_kg: float
+    config: StudyConfig,
+    records: Sequence[EpisodeRecord],
+    spent_seconds: float,
+    spent_co2_kg: float,
+    *,
+    when_converged: bool = True,
 ) -> TerminationReason | None:
     """Why the study ends now, or None while it goes on.
 
@@ -28,6 +33,7 @@ def termination(
         records: everything recorded of it, in any order.
         spent_seconds: wall time spent on it so far, earlier sessions included.
         spent_co2_kg: kilograms of CO2e spent on it so far.
+        when_converged: convergence ends it too; not where a number of further episodes was asked for.
     """
     target = config.target_hypervolume
     if target is not None and records and hypervolume_by_episode(records)[-1] >= target:
@@ -38,4 +44,4 @@ def termination(
         return "time_budget"
     if config.carbon_budget_kg is not None and spent_co2_kg >= config.carbon_budget_kg:
         return "carbon_budget"
-    return "converged" if has_converged(records) else None
+    return "converged" if when_converged and has_converged(records) else None

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from agentic_compression.checkpoints.tensor_files import save_tensors
 from agentic_compression.errors import CompressionError
 from agentic_compression.methods.interface import CompressionContext
 
@@ -96,5 +97,5 @@ def _write(path: Path, windows: list[torch.Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     lengths = torch.tensor([window.shape[1] for window in windows])
-    save_file({"ids": torch.cat([window[0] for window in windows]), "lengths": lengths}, temporary)
+    save_tensors({"ids": torch.cat([window[0] for window in windows]), "lengths": lengths}, temporary)
     temporary.replace(path)

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+
+from agentic_compression.checkpoints.tensor_files import save_tensors
 
 __all__ = ["Position", "digest_of", "read_state", "write_state"]
 
@@ -78,7 +79,7 @@ def write_state(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata={"position": json.dumps(asdict(position))})
+        save_tensors(contiguous, temporary, {"position": json.dumps(asdict(position))})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

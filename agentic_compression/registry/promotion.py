@@ -208,7 +208,7 @@ def _follow(
         refusals |= {(version, alias): reason for version, reason in refused.items()}
         if chosen is not None:
             wanted[alias] = chosen
-        elif not claims and not (holder is not None and order and _left_the_frontier(holder)):
+        elif not claims and not (holder is not None and (_serves_another(holder, study) or (order and _left(holder)))):
             wanted[alias] = ""
     _note_refusals(desk, name, set(members.values()), refusals)
     _move(desk, name, wanted, study)
@@ -229,9 +229,14 @@ def _has_claim(
     )
 
 
-def _left_the_frontier(holder: RegisteredVersion) -> bool:
+def _left(holder: RegisteredVersion) -> bool:
     """It lost its claim to a later episode, not to a fault of its own."""
     return holder.state == "superseded" and Path(holder.source).is_dir()
+
+
+def _serves_another(holder: RegisteredVersion, study: str) -> bool:
+    """It is of another study: only what passes the gate replaces it, even where that study was removed."""
+    return holder.study != study and Path(holder.source).is_dir()
 
 
 def _first_that_passes(
@@ -242,7 +247,7 @@ def _first_that_passes(
     for version in order:
         if holder is not None and claims and version.version == holder.version:
             return None, refused
-        old = holder if holder is not None and (claims or _left_the_frontier(holder)) else None
+        old = holder if holder is not None and (claims or _left(holder)) else None
         verdict = consider(desk, alias, version, old, stands=claims)
         if verdict.passed:
             return version.version, refused

@@ -8,7 +8,7 @@ between any two registry writes ends, when repeated, in the same versions.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
@@ -109,8 +109,7 @@ def parse_version(client: MlflowClient, text: str) -> RegisteredVersion:
     versions = list_versions(client, name)
     found = next((item for item in versions if item.version == number or (alias and alias in item.aliases)), None)
     if found is None:
-        known = ", ".join(item.version for item in versions) or "none"
-        raise ModelError(f"no version {text!r}; versions of {name}: {known}; see: acf registry list")
+        raise ModelError(f"no version {text!r}; {_what_there_is(client, name, versions)}; see: acf registry list")
     return found
 
 
@@ -129,7 +128,8 @@ def model_folder(client: MlflowClient, uri: str) -> Path:
     try:
         version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except MlflowException as error:
-        raise ModelError(f"{uri}: {error.message}; see: acf registry list") from error
+        known = _what_there_is(client, name, list_versions(client, name))
+        raise ModelError(f"{uri}: {str(error.message).rstrip('.')}; {known}; see: acf registry list") from error
     folder = checkpoint_of(_path(version.source))
     if not folder.is_dir():
         raise ModelError(f"{uri}: its checkpoint {folder} is gone; make it again with 'acf rebuild'")
@@ -239,6 +239,15 @@ def versions_of(client: MlflowClient, name: str | None) -> list[ModelVersion]:
         token = page.token
         if not token:
             return found
+
+
+def _what_there_is(client: MlflowClient, name: str, versions: Sequence[RegisteredVersion]) -> str:
+    """Versions and aliases of a model; where it has none, the models that have."""
+    if not versions:
+        models = ", ".join(dict.fromkeys(item.model for item in list_versions(client)))
+        return f"versions of {name}: none; registered models: {models or 'none'}"
+    aliases = ", ".join(f"{alias} ({item.version})" for item in versions for alias in item.aliases)
+    return f"versions of {name}: {', '.join(item.version for item in versions)}; aliases: {aliases or 'none'}"
 
 
 def _models(client: MlflowClient) -> list[RegisteredModel]:

@@ -72,7 +72,7 @@ class VllmRuntime:
     def __init__(self, path: str | Path, *, device: str = "cuda:0") -> None:
         folder = Path(path)
         check_vllm_loads(folder)
-        _require(device)
+        require_vllm(device)
         import torch
 
         self._vllm: Any = importlib.import_module("vllm")
@@ -278,7 +278,7 @@ class VllmRuntime:
                 engine.abort_request([name])
 
 
-def _require(device: str) -> None:
+def require_vllm(device: str) -> None:
     """Raise UnavailableError, with what to do, where vLLM cannot run."""
     advice = "install vllm on a machine with an NVIDIA GPU (pip install vllm) and use device: cuda"
     if importlib.util.find_spec("vllm") is None:

@@ -21,7 +21,7 @@ from agentic_compression import __version__
 from agentic_compression.errors import AcfError
 from agentic_compression.serving.answers import embedding_answer, model_card
 from agentic_compression.serving.engine import Embedded
-from agentic_compression.serving.errors import RequestError, as_request_error, error_response
+from agentic_compression.serving.errors import RequestError, as_request_error, error_response, refused_body
 from agentic_compression.serving.follow import look_after
 from agentic_compression.serving.gate import Gate
 from agentic_compression.serving.generation import answer_generation, version_headers
@@ -120,13 +120,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first, *more = error.errors()[:4]
-        if first["type"] == "json_invalid":
-            return answer(request, RequestError(400, "invalid_json", f"the body must be JSON: {first['ctx']['error']}"))
-        where, *others = (".".join(str(part) for part in item["loc"] if part != "body") for item in (first, *more))
-        hints = tuple(f"{other}: {item['msg']}"[:200] for other, item in zip(others, more, strict=True))
-        message = f"{where or 'the body'}: {first['msg']}"
-        return answer(request, RequestError(422, "invalid_request", message, param=where or None, suggestions=hints))
+        return answer(request, refused_body(error.errors(), error.body))
 
 
 def _add_inference(app: FastAPI, pool: ModelPool, metrics: Metrics) -> None:

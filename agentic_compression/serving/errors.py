@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -10,7 +11,7 @@ from starlette.responses import JSONResponse
 from agentic_compression.errors import AcfError, UnavailableError, UsageError
 from agentic_compression.serving.engine import EngineBusyError, EngineDiedError, LoadMemoryError, PromptError
 
-__all__ = ["ErrorBody", "ErrorEnvelope", "RequestError", "as_request_error", "error_response"]
+__all__ = ["ErrorBody", "ErrorEnvelope", "RequestError", "as_request_error", "error_response", "refused_body"]
 
 
 class ErrorBody(BaseModel):
@@ -96,6 +97,41 @@ def as_request_error(error: Exception) -> RequestError:
             headers = {"Retry-After": str(wait)} if wait else None
             return RequestError(status, code, text or str(error), suggestions=hints, headers=headers)
     return RequestError(500, "internal_error", "the server failed; its log has the cause under this request_id")
+
+
+def refused_body(faults: Sequence[Mapping[str, Any]], body: Any) -> RequestError:
+    """The answer to a body that does not fit its route.
+
+    Args:
+        faults: at least one, as pydantic lists them.
+        body: as it was sent, read as JSON.
+    """
+    first, *more = faults
+    if first["type"] == "json_invalid":
+        return RequestError(400, "invalid_json", f"the body must be JSON: {first['ctx']['error']}")
+    where, what = _place(first, body), _fault(first)
+    hints = tuple(f"{_place(fault, body) or 'the body'}: {_fault(fault)}"[:200] for fault in more[:3])
+    message = f"{where or 'the body'}: {what}"
+    return RequestError(422, "invalid_request", message, param=where or None, suggestions=hints)
+
+
+def _place(fault: Mapping[str, Any], body: Any) -> str:
+    """Where a fault lies: names and indexes of the body only, not what a validator calls its own parts."""
+    parts, value = [], body
+    for part in fault["loc"][1:]:
+        indexed = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if indexed or (isinstance(value, dict) and part in value):
+            parts.append(str(part))
+            value = value[part]
+    if fault["type"] == "missing" and isinstance(value, dict) and len(fault["loc"]) > 1:
+        parts.append(str(fault["loc"][-1]))
+    return ".".join(parts)
+
+
+def _fault(fault: Mapping[str, Any]) -> str:
+    if fault["type"] in {"model_type", "model_attributes_type"}:
+        return "must be an object"
+    return str(fault["msg"]).removeprefix("Value error, ")
 
 
 def _printable(text: str) -> str:

@@ -315,7 +315,8 @@ class ModelPool:
             self._metrics.loads.labels(served.name, outcome).inc()
         self._metrics.load_seconds.labels(served.name).observe(time.monotonic() - begun)
         self._metrics.active_models.set(len(self._all))
-        _LOG.info("loaded %s (%s) in %.1f s: %s", served.name, target.label, time.monotonic() - begun, engine.info)
+        told = f"{engine.info.engine} on {engine.info.device}, {engine.info.slots} slots, process {engine.info.pid}"
+        _LOG.info("loaded %s (%s) in %.1f s: %s", served.name, target.label, time.monotonic() - begun, told)
         return loaded
 
     async def _needed(self, target: Target) -> int:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from llguidance._lib import JsonCompileOptions
 
-__all__ = ["TRIAL_SECONDS", "compile_schema", "plain_reason", "try_schema"]
+__all__ = ["SCHEMA_OPTIONS", "TRIAL_SECONDS", "compile_schema", "plain_reason", "try_schema"]
 
 TRIAL_SECONDS = 2
 _PATIENCE_S = 30.0
@@ -36,12 +36,12 @@ _LIMITS: dict[str, Any] = {
     "verbose_errors": False,
 }
 # A schema may carry options for its compiler; these are not the client's to set. Whitespace is bounded, because a
-# small model that is allowed to write blanks for ever does.
-_OPTIONS: JsonCompileOptions = {
+# small model writes all the blanks that it may: one, or a new line with room for the usual indents.
+SCHEMA_OPTIONS: JsonCompileOptions = {
     "item_separator": ",",
     "key_separator": ":",
     "whitespace_flexible": True,
-    "whitespace_pattern": r"\n?[ ]{0,16}",
+    "whitespace_pattern": r"[ ]|\n[ ]{0,8}",
     "coerce_one_of": False,
     "lenient": False,
 }
@@ -55,7 +55,7 @@ def compile_schema(schema: str, tokenizer: LLTokenizer) -> LLMatcher:
     """
     from llguidance import LLMatcher, LLParserLimits
 
-    grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)
+    grammar = LLMatcher.grammar_from_json_schema(schema, overrides=SCHEMA_OPTIONS)
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
     if matcher.is_error():
         raise ValueError(plain_reason(matcher))

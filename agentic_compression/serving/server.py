@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["listening", "run_server", "uvicorn_options"]
 
+_BACKLOG = 2048  # as uvicorn's own
+
 
 def uvicorn_options(drain_s: float, proxies: Sequence[str]) -> dict[str, Any]:
     """Options of ``uvicorn.Config``.
@@ -33,7 +35,7 @@ def uvicorn_options(drain_s: float, proxies: Sequence[str]) -> dict[str, Any]:
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket bound to the address.
+    """A socket that listens at the address; nobody else can take it from then on.
 
     It names its protocol, because asyncio sends at once (TCP_NODELAY) only on connections of a socket that does. On
     others each piece of a stream waits for the acknowledgement of the one before, which clients delay by 40 ms.
@@ -46,25 +48,23 @@ def listening(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise UnavailableError(f"{host}:{port} must be free to listen on, got: {error}; give --port") from error
+        raise UnavailableError(
+            f"{host}:{port} must be free to listen on, got: {error.strerror or error}; give --port"
+        ) from error
     return listener
 
 
-def run_server(app: FastAPI, host: str, port: int, drain_s: float, proxies: Sequence[str] = ()) -> None:
-    """Serve until SIGINT or SIGTERM, then let answers that are under way finish, for ``drain_s`` at most.
-
-    Raises:
-        UnavailableError: when the address cannot be bound.
-    """
+def run_server(app: FastAPI, listener: socket.socket, drain_s: float, proxies: Sequence[str] = ()) -> None:
+    """Serve until SIGINT or SIGTERM, then let answers that are under way finish, for ``drain_s`` at most."""
     import signal
 
     import uvicorn
 
     config = uvicorn.Config(app, **uvicorn_options(drain_s, proxies))
-    with listening(host, port) as listener:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # uvicorn raises the signal again once the answers are finished; that is a normal end
-            signal.signal(number, lambda *_: None)
-        uvicorn.Server(config).run([listener])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn raises the signal again once the answers are finished; that is a normal end
+        signal.signal(number, lambda *_: None)
+    uvicorn.Server(config).run([listener])

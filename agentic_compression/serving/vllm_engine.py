@@ -33,12 +33,12 @@ from agentic_compression.checkpoints.folders import weight_files
 from agentic_compression.errors import AcfError, CompressionError, ModelError, UnavailableError
 from agentic_compression.runtimes.select import runtime_version
 from agentic_compression.runtimes.tokenizer import end_ids, load_tokenizer
-from agentic_compression.runtimes.vllm_runtime import _require as require_vllm
+from agentic_compression.runtimes.vllm_runtime import require_vllm
 from agentic_compression.runtimes.vllm_schemes import check_vllm_loads
 from agentic_compression.serving.batching import Emit, Job, Task, failure_event, text_of
 from agentic_compression.serving.engine import EngineOptions
 from agentic_compression.serving.loading import LoadedModel, cache_cells
-from agentic_compression.serving.schema_trial import _OPTIONS as SCHEMA_OPTIONS
+from agentic_compression.serving.schema_trial import SCHEMA_OPTIONS
 
 __all__ = ["VllmScheduler", "open_vllm", "require_vllm", "sampling_of"]
 

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from agentic_compression.serving.errors import RequestError
 from agentic_compression.serving.structured import JSON_OBJECT, schema_text
+from agentic_compression.serving.unions import one_of
 
 __all__ = ["ChatMessage", "ChatRequest", "CompletionRequest", "EmbeddingRequest", "ResponseFormat", "StreamOptions"]
 
@@ -48,6 +49,7 @@ Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 Token = Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]  # the engine knows the vocabulary
 # Lists end at their first fault: a body of a megabyte has room for hundreds of thousands.
 Tokens = Annotated[list[Token], Field(fail_fast=True, min_length=1)]
+_PROMPTS = "a string, a list of strings, a list of token ids or a list of lists of them"
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 Count = Annotated[int, Field(ge=1, lt=1 << 31)]
 
@@ -84,7 +86,10 @@ class ChatMessage(_Body):
     """One turn. ``developer`` is read as ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(fail_fast=True, min_length=1)]
+    content: Annotated[
+        Text | Annotated[list[TextPart], Field(fail_fast=True, min_length=1)],
+        one_of("a string or a list of text parts"),
+    ]
     name: Text | None = Field(default=None, description="accepted; templates do not show it")
     refusal: None = Field(default=None, description="as answers carry it when they are sent back as history")
     audio: None = None
@@ -151,7 +156,12 @@ class _Sampled(_Request):
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False, description="1 when left out")
     top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False, description="1 when left out")
     seed: Seed | None = Field(default=None, description="drawn when left out")
-    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=4)] | None = None
+    stop: (
+        Annotated[
+            Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=4)], one_of("a string or a list of strings")
+        ]
+        | None
+    ) = None
     n: Annotated[int, Field(ge=1, le=_MOST_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -217,7 +227,11 @@ class JsonSchemaFormat(_Body):
         return schema_text(self.json_schema.body)
 
 
-ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+ResponseFormat = Annotated[
+    TextFormat | JsonObjectFormat | JsonSchemaFormat,
+    Field(discriminator="type"),
+    one_of("an object whose type is text, json_object or json_schema"),
+]
 
 
 class ChatRequest(_Sampled):
@@ -247,12 +261,13 @@ class ChatRequest(_Sampled):
 class CompletionRequest(_Sampled):
     """Body of ``POST /v1/completions``: prompts as text or as token ids."""
 
-    prompt: (
+    prompt: Annotated[
         Text
         | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=_MOST_PROMPTS)]
         | Tokens
-        | Annotated[list[Tokens], Field(fail_fast=True, min_length=1, max_length=_MOST_PROMPTS)]
-    )
+        | Annotated[list[Tokens], Field(fail_fast=True, min_length=1, max_length=_MOST_PROMPTS)],
+        one_of(_PROMPTS),
+    ]
     max_tokens: Count | None = Field(default=16)
     best_of: Annotated[int, Field(ge=1, le=1)] | None = Field(default=None, description="only 1")
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
@@ -272,14 +287,15 @@ class CompletionRequest(_Sampled):
 class EmbeddingRequest(_Request):
     """Body of ``POST /v1/embeddings``: texts, or their token ids."""
 
-    input: (
+    input: Annotated[
         Annotated[Text, Field(min_length=1)]
         | Annotated[
             list[Annotated[Text, Field(min_length=1)]], Field(fail_fast=True, min_length=1, max_length=_MOST_INPUTS)
         ]
         | Tokens
-        | Annotated[list[Tokens], Field(fail_fast=True, min_length=1, max_length=_MOST_INPUTS)]
-    )
+        | Annotated[list[Tokens], Field(fail_fast=True, min_length=1, max_length=_MOST_INPUTS)],
+        one_of(_PROMPTS),
+    ]
     encoding_format: Literal["float", "base64"] | None = None
 
     @property

@@ -13,13 +13,16 @@ from agentic_compression.study.workbench import Workbench
 __all__ = ["read_results", "run_study"]
 
 
-def run_study(config: StudyConfig, bench: Workbench, run_one: Callable[[StudyConfig], None]) -> FinalResults:
+def run_study(
+    config: StudyConfig, bench: Workbench, run_one: Callable[[StudyConfig], None], *, when_converged: bool = True
+) -> FinalResults:
     """Run episodes until the study ends; the same call on an interrupted study goes on where it stopped.
 
     Args:
         config: the study, with its name filled in.
         bench: history, registry and child processes.
         run_one: advances the study by one episode, for example one run of the ZenML pipeline.
+        when_converged: end when the study has converged; not where a number of further episodes was asked for.
 
     Returns:
         The final results, also in ``final_results.json``; ``termination_reason`` is ``interrupted`` after Ctrl-C.
@@ -31,7 +34,7 @@ def run_study(config: StudyConfig, bench: Workbench, run_one: Callable[[StudyCon
     reason: str | None
     while True:
         records = bench.history.records(config.name)
-        reason = _end(config, records)
+        reason = _end(config, records, when_converged=when_converged)
         bench.announce("progress", records=records, reason=reason)
         if reason is not None:
             break
@@ -56,7 +59,7 @@ def read_results(config: StudyConfig, bench: Workbench) -> FinalResults:
     return FinalResults.model_validate_json((bench.folder(config.name) / "final_results.json").read_text())
 
 
-def _end(config: StudyConfig, records: Sequence[EpisodeRecord]) -> str | None:
+def _end(config: StudyConfig, records: Sequence[EpisodeRecord], *, when_converged: bool) -> str | None:
     seconds = sum(record.timings.get("total", 0.0) for record in records)
     kilograms = sum(record.co2_grams_spent for record in records) / 1000
-    return termination(config, comparable(records), seconds, kilograms)
+    return termination(config, comparable(records), seconds, kilograms, when_converged=when_converged)

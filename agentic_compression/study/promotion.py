@@ -55,6 +55,7 @@ __all__ = [
     "promote",
     "registry_facts",
     "require_promoted",
+    "settled",
     "smoke_test",
     "study_of",
     "verdict_on",
@@ -169,6 +170,24 @@ def verdict_on_measured(desk: RegistryDesk, request: PromotionRequest, measured:
     return judge(desk.policy, request.alias, measured.challenger, measured.incumbent, comparison, differences)
 
 
+def settled(desk: RegistryDesk, request: PromotionRequest) -> Promoted | None:
+    """What measuring could not change: the version holds the alias already, or the same request waits for approval.
+
+    Returns:
+        An unchanged promotion, with the request that waits as its entry; None when there is something to decide.
+
+    Raises:
+        ConfigurationError: when the policy has no such alias.
+        ModelError: when there is no such version, or its checkpoint is gone.
+    """
+    _, incumbent = contenders_of(desk, request)
+    held = incumbent is not None and incumbent.version == request.version
+    waits = _waiting(desk, request) if _by_request(desk, request) and not held else None
+    if not held and waits is None:
+        return None
+    return Promoted(status="unchanged", verdict=verdict_on(desk, request), entry=waits)
+
+
 def promote(
     desk: RegistryDesk, request: PromotionRequest, verdict: GateVerdict, bench: Workbench | None = None
 ) -> Promoted:
@@ -186,30 +205,47 @@ def promote(
     """
     if not verdict.passed and not request.force:
         return Promoted(status="refused", verdict=verdict)
-    by_request = request.require_approval or desk.policy.require_approval
+    by_request = _by_request(desk, request)
     smoke = None
-    held = holders(desk.client, request.model).get(request.alias) == request.version
-    if bench is not None and not by_request and not held:
+    seen = holders(desk.client, request.model).get(request.alias)
+    if bench is not None and not by_request and seen != request.version:
         smoke = _smoke(request.model, request.version, bench)
         if not smoke.passed and not request.force:
             return Promoted(status="refused", verdict=verdict, smoke=smoke)
     note = _note(desk, request, verdict, smoke)
     wanted = {request.alias: request.version}
+    expected = verdict.incumbent if verdict.passed else seen  # a forced request may be older than the gate's look
     with desk.journal.locked():
         current = holders(desk.client, request.model).get(request.alias)
-        if verdict.passed and current not in {verdict.incumbent, request.version}:
+        if current not in {expected, request.version}:
+            whose = "the gate compared with" if verdict.passed else "when the version was tried it was at"
             raise AcfError(
-                f"{request.alias} of {request.model} moved to version {current or 'none'} meanwhile, the gate compared "
-                f"with {verdict.incumbent or 'none'}; ask again"
+                f"{request.alias} of {request.model} moved to version {current or 'none'} meanwhile, {whose} "
+                f"{expected or 'none'}; ask again"
             )
         require_usable(desk.client, request.model, request.version)  # measuring and trying took their time
         if verdict.passed:
             require_standing(desk.client, request.model, request.version)
         if by_request:
             asked = request_move(desk.client, desk.journal, request.model, wanted, note)
-            return Promoted(status="requested" if asked else "unchanged", verdict=verdict, entry=asked)
+            entry = asked or _waiting(desk, request)
+            return Promoted(status="requested" if asked else "unchanged", verdict=verdict, entry=entry)
         moved = move_aliases(desk.client, desk.journal, request.model, wanted, note)
     return Promoted(status="promoted" if moved else "unchanged", verdict=verdict, entry=moved, smoke=smoke)
+
+
+def _by_request(desk: RegistryDesk, request: PromotionRequest) -> bool:
+    return request.require_approval or desk.policy.require_approval
+
+
+def _waiting(desk: RegistryDesk, request: PromotionRequest) -> JournalEntry | None:
+    """A person's request for the same move from where the alias is now."""
+    holder = holders(desk.client, request.model).get(request.alias, "")
+    if holder == request.version:
+        return None
+    same = {request.alias: holder}, {request.alias: request.version}
+    pending = (entry for entry in desk.journal.pending(request.model) if entry.action != "follow")
+    return next((entry for entry in pending if (entry.before, entry.after) == same), None)
 
 
 def _note(desk: RegistryDesk, request: PromotionRequest, verdict: GateVerdict, smoke: SmokeResult | None) -> Note:

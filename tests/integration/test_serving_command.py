@@ -71,3 +71,5 @@ def test_an_address_in_use_is_said(home: Path) -> None:
         )
     assert done.returncode == 1
     assert "must be free to listen on" in done.stderr
+    assert "Errno" not in done.stderr
+    assert f"{port}/v1" not in done.stdout  # no address before it is the server's own

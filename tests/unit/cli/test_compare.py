@@ -76,7 +76,7 @@ def test_an_episodes_items_are_its_studys_whatever_the_seed(no_bench: Path) -> N
     assert (other.dataset, other.seed) == ("gsm8k", 7)
     assert _configuration(("demo", "demo"), None, 5, None, None)[0].seed == 5
     assert _configuration(("demo", "demo"), None, None, None, None)[0].seed == 0
-    with pytest.raises(ConfigurationError, match="no study 't'"):
+    with pytest.raises(ConfigurationError, match=r"no study 't'.*; studies here: s$"):
         _configuration(("t:0", "demo"), None, None, None, None)
 
 

@@ -55,7 +55,11 @@ def test_the_sentence_says_what_was_found() -> None:
     first = timed(evaluation(list(range(10)), latency_ms=21.0), 21.0, 21.1, 20.9, 21.0, 21.0)
     second = timed(evaluation(list(range(4, 16)), latency_ms=10.0, size_bytes=4_000_000), 10.0, 10.1, 9.9, 10.0, 10.0)
     found = compare_evaluations(first, second, names=("A", "B"))
-    assert found.summary.startswith("0.3 points worse, 95 % CI [−")
+    low, high = (f"{100 * bound:+.1f}".replace("-", "−") for bound in (found.accuracy.low, found.accuracy.high))
+    assert low.startswith("−")
+    assert high.startswith("+")
+    assert found.summary.startswith(f"−0.3 points, 95 % CI [{low}, {high}], ")
+    assert not {"worse", "better"} & set(found.summary.replace(":", " ").split())
     assert "2.1× faster, 2.5× smaller, 52 % less energy: indistinguishable at n=600; about" in found.summary
     assert found.flips is not None
     assert (found.flips.right_to_wrong, found.flips.wrong_to_right) == (6, 4)
@@ -71,8 +75,11 @@ def test_many_lost_answers_are_worse_whatever_the_speed() -> None:
     assert found.items_needed is None
     assert found.accuracy.value == pytest.approx(-0.1)
     assert found.accuracy.high < 0
-    assert "worse at n=600 (p=" in found.summary
-    assert compare_evaluations(evaluation(list(range(60))), evaluation([])).verdict == "better"
+    assert found.summary.startswith("−10.0 points, 95 % CI [−")
+    assert ": worse at n=600 (p=" in found.summary
+    back = compare_evaluations(evaluation(list(range(60))), evaluation([]))
+    assert back.verdict == "better"
+    assert back.summary.startswith("+10.0 points, 95 % CI [+")
 
 
 def test_weights_count_and_tasks_that_only_one_was_asked_are_named() -> None:

@@ -15,7 +15,7 @@ from agentic_compression.checkpoints.low_rank_linear import LowRankLinear
 from agentic_compression.errors import AcfError
 from agentic_compression.export.build import BuildRequest, Built, build
 from agentic_compression.export.check import CheckRequest, check, tolerance_of
-from agentic_compression.export.plan import plan_export
+from agentic_compression.export.plan import plan_export, without_own_grid
 from agentic_compression.methods import CompressionContext, get_method
 from agentic_compression.methods.fp8 import METHOD as FP8
 from agentic_compression.records import ExportCheck, ExportFormat, Record, Strategy
@@ -77,11 +77,16 @@ def _by_hand(model: Any, name: str) -> None:
 
 
 def built(source: Path, wanted: ExportFormat, folder: Path, gguf_type: str | None = None) -> Built:
-    """An export of the first type that is planned, unchecked."""
+    """An export of the first type that is planned, or that is left where no layer keeps its codes; unchecked."""
     plan = plan_export(source, wanted, gguf_type)
     folder.mkdir()
     first = plan.gguf_types[0] if plan.gguf_types else None
-    return build(BuildRequest(source=str(source), folder=str(folder), plan=plan, gguf_type=first))
+    asked = BuildRequest(source=str(source), folder=str(folder), plan=plan, gguf_type=first)
+    done = build(asked)
+    if done.form:
+        return done
+    assert not list(folder.iterdir())
+    return build(asked.model_copy(update={"gguf_type": without_own_grid(plan.gguf_types)[0]}))
 
 
 def checked(source: Path, wanted: ExportFormat, folder: Path, *, rounds: bool = False) -> ExportCheck:

@@ -130,3 +130,38 @@ def test_where_own_codes_answer_otherwise_the_usual_types_are_tried(
     tried = [note.split(" was tried")[0] for note in record.notes if "was tried and lies too far off" in note]
     assert tuple(tried[:2]) == OWN
     assert "layers stored as packed are dequantized and rounded to llama.cpp's blocks" in record.notes
+
+
+class Noting(InProcess):
+    """Runs a child's entry here, and keeps which GGUF types were written."""
+
+    def __init__(self) -> None:
+        self.types: list[str] = []
+
+    def run(self, entry: str, request: Any, **options: Any) -> Any:
+        self.types += [request.gguf_type] if entry.endswith(":build") else []
+        return super().run(entry, request, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "types"), [("tiny_scales", (OWN[0], "Q4_K_M")), ("low_rank_packed", (OWN[0], "Q8_0"))]
+)
+def test_where_no_layer_keeps_its_codes_the_smaller_types_come_first(
+    name: str, types: tuple[str, ...], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    if name == "tiny_scales":
+        model = applied(tiny_model(), "rtn:bits=4,group_size=32")
+        for path, layer in list(model.named_modules()):
+            if isinstance(layer, PackedLinear):
+                weight = layer.quantized()
+                model.set_submodule(path, PackedLinear(replace(weight, scale=weight.scale.float() * 1e-7)))
+        source = saved(model, tmp_path / "source")
+    else:
+        source = folders[name]
+    here: Any = Noting()
+    request = ExportRequest(source=str(source), format="gguf", output=tmp_path / "made")
+    record = export_checkpoint(request, Settings(ACF_HOME=tmp_path / "state"), here)
+    assert tuple(here.types[:2]) == types
+    assert OWN[1] not in here.types
+    assert record.form == here.types[-1] != "F16"
+    assert any("do not keep their codes" in note or "no linear keeps" in note for note in record.notes)

@@ -13,11 +13,14 @@ from compressed_tensors.quantization import QuantizationScheme
 from compressed_tensors.utils.match import match_named_modules
 
 from agentic_compression.checkpoints.manifest import CheckpointManifest, PackedModule
+from agentic_compression.cli.export import _lines as lines_of
 from agentic_compression.errors import ConfigurationError
+from agentic_compression.export import ExportRequest, export_checkpoint
 from agentic_compression.export.plan import plan_export
 from agentic_compression.export.recipe import Recipe, output_name, recipe_of, write_recipe
 from agentic_compression.methods import describe_methods, read_strategy
 from agentic_compression.records import Strategy
+from agentic_compression.settings import Settings
 from tests.unit.export.checkpoints import made
 
 QUANTIZERS = ("rtn", "gptq", "awq", "autoround", "mixed_precision", "int8", "fp8")
@@ -98,6 +101,26 @@ def test_the_file_itself_names_what_it_leaves_out(tmp_path: Path) -> None:
 def test_a_model_to_which_nothing_was_done_has_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="nothing was done"):
         plan_export(made("dense", tmp_path / "dense"), "recipe")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("zeros", "recipe, strategy.json for 'acf compress' alone: no stage has a form in other tools: "),
+        ("rtn4", "recipe: "),
+    ],
+)
+def test_the_first_line_says_whether_other_tools_can_use_it(name: str, told: str, tmp_path: Path) -> None:
+    nobody: Any = None
+    request = ExportRequest(source=str(made(name, tmp_path / name)), format="recipe", output=tmp_path / "made")
+    record = export_checkpoint(request, Settings(ACF_HOME=tmp_path / "state"), nobody)
+    line = next(lines_of(record))
+    kilobytes = record.size_bytes / 1000
+    assert line == f"{told}{kilobytes:.1f} kB in {tmp_path / 'made'}"
+    assert (tmp_path / "made" / "llm_compressor.yaml").exists() == (name == "rtn4")
+    assert next(lines_of(record.model_copy(update={"form": "Q8_0", "files": {"a": 2_340_000}}))).endswith(
+        f", Q8_0: 2.34 MB in {tmp_path / 'made'}"
+    )
 
 
 def ignored(found: Recipe) -> list[list[str]]:

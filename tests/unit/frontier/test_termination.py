@@ -53,6 +53,24 @@ def test_termination(
     assert termination(config, records[::-1], seconds, kilograms) == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "seconds", "kilograms", "expected"),
+    [
+        ({"episodes": 7}, 0, 0, None),
+        ({"episodes": 6}, 0, 0, "max_episodes"),
+        ({"episodes": 7, "budget_hours": 1}, 3600, 0, "time_budget"),
+        ({"episodes": 7, "carbon_budget_kg": 0.5}, 0, 0.5, "carbon_budget"),
+        ({"episodes": 7, "target_hypervolume": 0.03}, 0, 0, "target_met"),
+    ],
+)
+def test_further_episodes_go_on_after_convergence_and_end_by_all_else(
+    options: dict[str, float], seconds: float, kilograms: float, expected: str | None
+) -> None:
+    config = StudyConfig.model_validate({"model": "demo", "dataset": "demo", **options})
+    assert termination(config, _flat(6), seconds, kilograms, when_converged=False) == expected
+    assert termination(config, _flat(6), seconds, kilograms) == (expected or "converged")
+
+
 def test_failures_count_as_no_progress_but_finding_nothing_is_not_convergence() -> None:
     failures = [episode(number, None) for number in range(2, 7)]
     assert has_converged([BASE, _scaled(1, 0.5), *failures])

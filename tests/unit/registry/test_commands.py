@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from agentic_compression import study as domain
 from agentic_compression import tracking
 from agentic_compression.cli.main import app
-from agentic_compression.errors import AcfError
+from agentic_compression.errors import AcfError, ModelError
 from agentic_compression.records import PromotionPolicy
-from agentic_compression.registry import AliasJournal
+from agentic_compression.registry import AliasJournal, model_folder
 from agentic_compression.registry.journal import new_entry
 from tests.unit.registry.desks import Studio
 
@@ -58,11 +58,12 @@ def test_a_planted_worse_challenger_is_refused(shown: Studio) -> None:
     [
         (["promote", "NAME/3", "--alias", "champion", "--force"], "--reason"),
         (["promote", "NAME/3", "--alias", "winner"], "aliases are champion"),
-        (["promote", "NAME/99", "--alias", "champion"], "versions of NAME: 1, 2, 3, 4"),
+        (["promote", "NAME/99", "--alias", "champion"], "versions of NAME: 1, 2, 3, 4; aliases: "),
+        (["promote", "nothing-here/2", "--alias", "champion"], "NAME"),
         (["promote", "NAME", "--alias", "champion"], "MODEL/NUMBER"),
         (["rollback", "NAME", "--alias", "nonsense"], "no move of alias nonsense"),
         (["approve", "nonsense"], "waiting: none"),
-        (["show", "NAME@nobody"], "no version"),
+        (["show", "NAME@nobody"], "champion (2)"),
     ],
 )
 def test_wrong_usage_names_what_is_allowed(shown: Studio, arguments: list[str], told: str) -> None:
@@ -72,6 +73,13 @@ def test_wrong_usage_names_what_is_allowed(shown: Studio, arguments: list[str], 
     assert result.exception.exit_code == 2
     assert told.replace("NAME", shown.name) in str(result.exception)
     assert shown.aliases() == before
+
+
+def test_an_alias_or_a_model_that_is_not_there_is_refused_with_those_that_are(shown: Studio) -> None:
+    with pytest.raises(ModelError, match=rf"versions of {shown.name}: 1, 2, 3, 4; aliases: .*champion \(2\)"):
+        model_folder(shown.client, f"models:/{shown.name}@nope")
+    with pytest.raises(ModelError, match=rf"registered models: .*{shown.name}"):
+        model_folder(shown.client, "models:/nothing-here/2")
 
 
 def test_history_show_and_diff_tell_what_happened(shown: Studio) -> None:
@@ -102,7 +110,7 @@ def test_a_request_is_listed_and_approved(shown: Studio) -> None:
     assert "nothing waits" in _acf("approve").output
 
 
-def test_list_says_who_was_refused_and_what_a_study_wants_taken_away(shown: Studio) -> None:
+def test_list_counts_refusals_that_show_explains_and_says_what_a_study_wants_taken_away(shown: Studio) -> None:
     shown.name = f"{shown.name}-again"
     study = shown.records(next(iter(shown.history._records)))[0].study
     shown.promote(study, (0, 1, 2))
@@ -111,8 +119,10 @@ def test_list_says_who_was_refused_and_what_a_study_wants_taken_away(shown: Stud
     def told(*arguments: str) -> str:
         return str(_acf(*arguments).output.replace("\n", " "))
 
-    assert f"{shown.name}/4 was refused as " in told("list", shown.name)
-    assert ", not passed: accuracy not worse: -0.2300 against version 3" in told("list", shown.name)
+    assert f"1 version was refused aliases; see: acf registry show {shown.name}/4" in told("list", shown.name)
+    assert "-0.2300" not in told("list", shown.name)
+    reason = " ".join(told("show", f"{shown.name}/4").replace("│", " ").split())
+    assert "not passed: accuracy not worse: -0.2300 against version 3" in reason
     shown.policy = PromotionPolicy(require_approval=True)
     shown.promote(study, (0, 1))
     assert f"{shown.name}/3 is superseded and holds fastest, smallest, greenest" in told("list", shown.name)

@@ -149,6 +149,16 @@ def test_with_approval_required_nothing_moves_before_it(studio: Studio) -> None:
     assert [entry.after for entry in waiting] == [NOT_WORSE]
 
 
+def test_a_study_without_a_frontier_takes_nothing_from_a_removed_one(studio: Studio) -> None:
+    """An interrupted study has nothing to offer: what is served stays, though its own study is gone."""
+    first = studio.study({0: (0.95, 40), 1: (0.94, 20)})
+    studio.promote(first, (0, 1))
+    held = studio.aliases()
+    forget_study(studio.client, first)
+    studio.promote(studio.study({}), ())
+    assert studio.aliases() == held
+
+
 def test_forget_study_keeps_what_an_alias_serves(studio: Studio) -> None:
     study = studio.study({**POINTS, 3: (0.2, 39.0)})
     studio.promote(study, (0, 1, 2))

@@ -106,7 +106,17 @@ def test_what_the_rules_make_a_request_is_not_tried(tried: Studio) -> None:
     assert tried.supervisor.asked == []
 
 
-def test_an_alias_that_moved_while_the_version_was_asked_stays(tried: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("version", "options", "told"),
+    [
+        ("3", {}, "the gate compared with"),
+        ("3", {"force": True, "reason": "wanted"}, "the gate compared with"),
+        ("4", {"force": True, "reason": "wanted"}, "when the version was tried it was at"),
+    ],
+)
+def test_an_alias_that_moved_while_the_version_was_asked_stays(
+    tried: Studio, monkeypatch: pytest.MonkeyPatch, version: str, options: dict[str, Any], told: str
+) -> None:
     run = tried.supervisor.run
 
     def run_slowly(*arguments: Any, **named: Any) -> Any:
@@ -114,8 +124,8 @@ def test_an_alias_that_moved_while_the_version_was_asked_stays(tried: Studio, mo
         return run(*arguments, **named)
 
     monkeypatch.setattr(tried.supervisor, "run", run_slowly)
-    with pytest.raises(AcfError, match="moved to version 1 meanwhile"):
-        _promote(tried)
+    with pytest.raises(AcfError, match=f"moved to version 1 meanwhile, {told} 2"):
+        _promote(tried, version, **options)
     assert tried.aliases()["champion"] == "1"
 
 
@@ -134,9 +144,34 @@ def test_the_pipelines_steps_ask_once(tried: Studio) -> None:
 
 
 def test_the_command_prints_the_answer_and_json_holds_it(tried: Studio) -> None:
-    assert f"smoke test of models:/{tried.name}/3: 'p' → 'a'" in _acf(f"{tried.name}/3").output
-    told = json.loads(_acf(f"{tried.name}/2", "--json").stdout)
-    assert (told["status"], told["smoke"]["passed"], told["smoke"]["answer"]) == ("promoted", True, "a")
+    told = _acf(f"{tried.name}/3").output
+    assert f"smoke test of models:/{tried.name}/3: 'p' → 'a', the same as its checkpoint's own" in told
+    found = json.loads(_acf(f"{tried.name}/2", "--json").stdout)
+    assert (found["status"], found["smoke"]["passed"], found["smoke"]["answer"]) == ("promoted", True, "a")
+
+
+def _no_pipeline(_: PromotionRequest) -> Promoted:
+    raise AssertionError("nothing is to be measured")
+
+
+def test_the_command_says_which_of_both_is_so_and_measures_nothing(
+    tried: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentic_compression.cli.registry_moves._through_pipeline", _no_pipeline)
+    already = f"champion of {tried.name} is at version 2 already; nothing moved"
+    assert already in _acf(f"{tried.name}/2").output
+    assert tried.supervisor.asked == []
+    assert already in _acf(f"{tried.name}/2", "--pipeline", "--require-approval").output
+    assert tried.supervisor.asked == [f"models:/{tried.name}/2"]
+    request = json.loads(_acf(f"{tried.name}/3", "--require-approval", "--json").stdout)["entry"]["id"]
+    for options in ([], ["--pipeline"]):
+        told = _acf(f"{tried.name}/3", "--require-approval", *options)
+        assert f"the same move to version 3 waits for approval already; next: acf registry approve {request}" in (
+            " ".join(told.output.split())
+        )
+    assert tried.supervisor.asked == [f"models:/{tried.name}/2"]
+    with pytest.raises(AssertionError, match="nothing is to be measured"):
+        raise _acf(f"{tried.name}/3", "--pipeline").exception
 
 
 def test_the_command_refuses_a_wrong_answer_with_both_texts(tried: Studio) -> None:

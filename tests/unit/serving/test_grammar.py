@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from llguidance import LLTokenizer, TokenizerWrapper
 from transformers import AutoTokenizer
 
 from agentic_compression.demo import model_path
 from agentic_compression.serving.engine import EngineBusyError, PromptError
 from agentic_compression.serving.grammar import Grammar, GrammarReader
-from agentic_compression.serving.schema_trial import try_schema
+from agentic_compression.serving.schema_trial import _Bytes, compile_schema, try_schema
 from agentic_compression.serving.structured import JSON_OBJECT, schema_text
 
 TOKENIZER = AutoTokenizer.from_pretrained(model_path())
@@ -226,3 +227,30 @@ def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     with pytest.raises(PromptError, match=r"not available, because .*install llguidance") as caught:
         GrammarReader(TOKENIZER, {END}).open(JSON_OBJECT)
     assert caught.value.code == "response_format_unavailable"
+
+
+LAID_OUT = {
+    "type": "object",
+    "properties": {"a": {"type": "array", "items": {"type": "integer"}}, "b": {"type": "string"}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        *((json.dumps({"a": [1, 2], "b": "x  y"}, indent=indent), True) for indent in (None, 0, 2, 4)),
+        ('{"a":[1,2],"b":"x"}', True),
+        ('{"a":  [1],"b":"x"}', False),
+        ('{\n\n"a":[1],"b":"x"}', False),
+        ('{"a": \n[1],"b":"x"}', False),
+        (f'{{\n{" " * 8}"a":[1],"b":"x"}}', True),
+        (f'{{\n{" " * 9}"a":[1],"b":"x"}}', False),
+    ],
+)
+def test_the_usual_layouts_are_allowed_and_no_more_blanks(text: str, allowed: bool) -> None:
+    vocabulary = LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])
+    matcher = compile_schema(json.dumps(LAID_OUT), vocabulary)
+    taken = matcher.try_consume_tokens(list(text.encode()))
+    assert (taken == len(text) and matcher.is_accepting()) == allowed

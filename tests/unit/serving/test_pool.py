@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from agentic_compression.serving import pool as pool_module
-from agentic_compression.serving.engine import EngineOptions
+from agentic_compression.serving.engine import EngineInfo, EngineOptions
 from agentic_compression.serving.metrics import Metrics
 from agentic_compression.serving.pool import ModelPool, PoolOptions
 from agentic_compression.serving.sources import FolderSource
@@ -22,7 +23,7 @@ class Engine:
     broken = False
 
     def __init__(self, pid: int) -> None:
-        self.info = SimpleNamespace(pid=pid)
+        self.info = EngineInfo("transformers", "cpu", 64, 100, 4, True, "default", pid)
         self.alive, self.closed = True, False
         self.closing, self.may_close = asyncio.Event(), asyncio.Event()
         self.may_close.set()
@@ -117,6 +118,13 @@ def test_the_largest_size_of_an_engine_is_remembered(bench: Bench) -> None:
         assert await bench.pool._needed(target) == 70_000_000
 
     asyncio.run(asyncio.wait_for(work(), 10))
+
+
+def test_what_was_loaded_is_logged_in_words(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        asyncio.run(asyncio.wait_for(bench.use(), 10))
+    (line,) = [record.getMessage() for record in caplog.records if "loaded model" in record.getMessage()]
+    assert line.endswith("s: transformers on cpu, 4 slots, process 1")
 
 
 def test_vllm_is_given_its_share_of_the_device(tmp_path: Path) -> None:

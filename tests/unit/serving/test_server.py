@@ -36,7 +36,7 @@ def test_pieces_of_a_stream_are_sent_at_once() -> None:
 
 def test_an_address_in_use_is_named() -> None:
     with listening("127.0.0.1", 0) as taken:
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(UnavailableError, match=f"127.0.0.1:{port} must be free"):
+        port = taken.getsockname()[1]  # it has not accepted anything yet, and is another's all the same
+        with pytest.raises(UnavailableError, match=f"127.0.0.1:{port} must be free") as caught:
             listening("127.0.0.1", port)
+    assert "got: Address already in use; give --port" in str(caught.value)

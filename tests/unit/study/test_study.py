@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from agentic_compression import execution, orchestration
 from agentic_compression import study as domain
+from agentic_compression.cli.main import app
 from agentic_compression.errors import AcfError, ConfigurationError
 from agentic_compression.records import (
     CompressionOutcome,
@@ -106,6 +111,48 @@ def test_a_study_runs_to_its_last_episode_and_writes_what_the_history_says(home:
         assert shown["sample_count"] == 100
 
 
+def test_further_episodes_are_run_after_convergence(home: Path, config: StudyConfig) -> None:
+    """Nothing is better than the first strategies, so the study converges; asked for two more, it does two more."""
+    bench = _bench(lambda strategy: make_evaluation() if strategy.is_baseline else make_evaluation(accuracy=0.5))
+    run_one, many = _one_episode(bench, home), config.model_copy(update={"episodes": 50})
+    converged = run_study(many, bench, run_one)
+    assert converged.termination_reason == "converged"
+    done = converged.episodes_run
+    assert run_study(many, bench, run_one).episodes_run == done
+    further = config.model_copy(update={"episodes": done - 1 + 2})
+    results = run_study(further, bench, run_one, when_converged=False)
+    assert (results.termination_reason, results.episodes_run) == ("max_episodes", done + 2)
+    broke = further.model_copy(update={"episodes": 99, "budget_hours": 1e-6})
+    assert run_study(broke, bench, run_one, when_converged=False).termination_reason == "time_budget"
+    assert len(bench.history.records(config.name)) == done + 2
+
+
+def test_the_command_does_further_episodes_of_a_converged_study(
+    home: Path, config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = _bench(lambda strategy: make_evaluation() if strategy.is_baseline else make_evaluation(accuracy=0.5))
+    run_one = _one_episode(bench, home)
+    run_study(config.model_copy(update={"episodes": 50}), bench, run_one)
+    monkeypatch.setattr(orchestration, "prepare_environment", lambda settings: None)
+    monkeypatch.setattr(orchestration, "ensure_stack", lambda settings: None)
+    monkeypatch.setattr(orchestration, "run_episode", run_one)
+    monkeypatch.setattr(domain, "open_workbench", lambda: bench)
+    monkeypatch.setattr(execution, "shared_supervisor", lambda: SimpleNamespace(start=lambda: None))
+    before = len(bench.history.records("scripted"))
+
+    def acf_run(*options: str) -> dict[str, Any]:
+        arguments = ["run", "-m", "demo", "-d", "demo", "--name", "scripted", "--json", *options]
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+    told = acf_run("--episodes", "50")
+    assert (told["termination_reason"], told["episodes_added"], told["alias_moves"]) == ("converged", 0, [])
+    told = acf_run("--episodes", "+2")
+    assert (told["termination_reason"], told["episodes_added"]) == ("max_episodes", 2)
+    assert len(bench.history.records("scripted")) == before + 2
+
+
 def test_only_checkpoints_of_the_frontier_stay_on_disk(home: Path, config: StudyConfig) -> None:
     bench = _bench()
     run_study(config, bench, _one_episode(bench, home))
@@ -198,12 +245,16 @@ def test_two_studies_share_a_checkpoint_until_neither_needs_it(home: Path, confi
     other = config.model_copy(update={"name": "other"})
     run_study(other, second, _one_episode(second, home))
     shared = {path.name for path in (home / "data" / "artifacts" / "checkpoints").glob("[!.]*")}
-    remove_study("scripted", first)
+    kept = remove_study("scripted", first).kept
+    assert len(kept) == 1
+    assert kept[0].startswith(f"{len(shared)} checkpoint")
     assert {path.name for path in (home / "data" / "artifacts" / "checkpoints").glob("[!.]*")} == shared
     removed = remove_study("other", second)
     assert removed.checkpoints == len(shared)
+    assert removed.kept == ()
     assert not list((home / "data" / "artifacts" / "checkpoints").glob("[!.]*"))
-    with pytest.raises(ConfigurationError, match="no study"):
+    run_study(config, first, _one_episode(first, home))
+    with pytest.raises(ConfigurationError, match=r"no study 'other' in .*; studies here: scripted$"):
         remove_study("other", second)
 
 
