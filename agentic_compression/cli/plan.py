@@ -114,6 +114,7 @@ def _confirmed(as_json: bool) -> bool:
 
 def _carry_out(made: CompressionPlan, *, as_json: bool) -> tuple[CompressionPlan, FinalResults, Reflection | None]:
     from agentic_compression.agent import carry_out_plan, frontier_of, reflect_and_improve
+    from agentic_compression.cli.ending import alias_moves, known_moves
     from agentic_compression.cli.live import LiveView
     from agentic_compression.execution import shared_supervisor
     from agentic_compression.study import open_workbench
@@ -131,9 +132,10 @@ def _carry_out(made: CompressionPlan, *, as_json: bool) -> tuple[CompressionPlan
         elif item.outcome is not None and item.outcome.errors:
             view.say(f"  against the estimate: {_errors(item)}")
 
+    known = known_moves(bench, made.study)
     with view.attached(bench):
         done, results = carry_out_plan(made, bench, told)
-    view.final(results, bench.folder(made.study.name))
+    view.final(results, bench.folder(made.study.name), moves=alias_moves(bench, made.study, known))
     if results.termination_reason == "interrupted":
         return done, results, None
     document = frontier_of(bench.folder(made.study.name))
