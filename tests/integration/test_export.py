@@ -287,4 +287,4 @@ def test_the_command_prints_a_record_or_lines(
     assert record.path == str(home / "made")
     shown = CliRunner().invoke(app, [*arguments, "--force"])
     assert shown.exit_code == 0, shown.output
-    assert f"MB in {home / 'made'}" in shown.stdout
+    assert f"kB in {home / 'made'}" in shown.stdout
