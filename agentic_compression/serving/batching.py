@@ -7,6 +7,7 @@ hold up the answers that are already being written (Agrawal et al. 2023, arXiv 2
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Emit",
     "Job",
+    "JobQueue",
     "JobScheduler",
     "Portion",
     "Scheduler",
@@ -138,50 +140,20 @@ class JobScheduler(Protocol):
         ...
 
 
-class Scheduler:
-    """Steps jobs through a model until it is closed.
+class JobQueue(ABC):
+    """What schedulers have in common: jobs and tasks come from any thread, one thread steps until closed."""
 
-    Args:
-        model: with slots.
-        tokenizer: for the text of tokens whose log-probabilities are asked for.
-        emit: gets ``{"id", "text", "finish", "logprobs"}`` for every new token, ``{"id", "error", "message"}`` for
-            every job that failed. Called in the thread that steps.
-        queue: jobs that may wait.
-    """
-
-    def __init__(self, model: SlotModel, tokenizer: Any, emit: Emit, queue: int = 256) -> None:
-        self._model, self._tokenizer, self._emit, self._queue = model, tokenizer, emit, queue
+    def __init__(self) -> None:
         self._waiting: deque[Job] = deque()
-        self._running: list[Job] = []
-        self._free = list(range(model.slots))[::-1]
+        self._running: Collection[Any] = ()
         self._tasks: deque[tuple[int, Task]] = deque()
-        self._dropped: set[int] = set()
         self._changed = threading.Condition()
         self._closed = False
-
-    @property
-    def cells(self) -> int:
-        """Tokens that one request may need at most."""
-        return self._model.cells
-
-    def has_room(self) -> bool:
-        """Whether another job may be submitted: free slots count beside the queue. From any thread."""
-        with self._changed:
-            return len(self._waiting) + len(self._tasks) < self._queue + len(self._free)
 
     def submit(self, job: Job) -> None:
         """Queue a job. From any thread."""
         with self._changed:
             self._waiting.append(job)
-            self._changed.notify()
-
-    def cancel(self, key: int) -> None:
-        """Drop a job or a task before the next step; unknown ones are ignored. From any thread."""
-        with self._changed:
-            for job in (*self._waiting, *self._running):
-                if job.key == key:
-                    job.cancelled = True
-            self._dropped.update(task for task, _ in self._tasks if task == key)
             self._changed.notify()
 
     def add(self, key: int, task: Task) -> None:
@@ -205,6 +177,48 @@ class Scheduler:
                 if self._closed:
                     return
             self.step()
+
+    @abstractmethod
+    def step(self) -> None:
+        """One step of all that runs."""
+
+
+class Scheduler(JobQueue):
+    """Steps jobs through a model until it is closed.
+
+    Args:
+        model: with slots.
+        tokenizer: for the text of tokens whose log-probabilities are asked for.
+        emit: gets ``{"id", "text", "finish", "logprobs"}`` for every new token, ``{"id", "error", "message"}`` for
+            every job that failed. Called in the thread that steps.
+        queue: jobs that may wait.
+    """
+
+    def __init__(self, model: SlotModel, tokenizer: Any, emit: Emit, queue: int = 256) -> None:
+        super().__init__()
+        self._model, self._tokenizer, self._emit, self._queue = model, tokenizer, emit, queue
+        self._running: list[Job] = []
+        self._free = list(range(model.slots))[::-1]
+        self._dropped: set[int] = set()
+
+    @property
+    def cells(self) -> int:
+        """Tokens that one request may need at most."""
+        return self._model.cells
+
+    def has_room(self) -> bool:
+        """Whether another job may be submitted: free slots count beside the queue. From any thread."""
+        with self._changed:
+            return len(self._waiting) + len(self._tasks) < self._queue + len(self._free)
+
+    def cancel(self, key: int) -> None:
+        """Drop a job or a task before the next step; unknown ones are ignored. From any thread."""
+        with self._changed:
+            for job in (*self._waiting, *self._running):
+                if job.key == key:
+                    job.cancelled = True
+            self._dropped.update(task for task, _ in self._tasks if task == key)
+            self._changed.notify()
 
     def step(self) -> None:
         """Admit what fits, run one portion of every running job, and tell what came of it."""

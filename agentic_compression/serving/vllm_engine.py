@@ -20,7 +20,6 @@ import importlib
 import json
 import math
 import os
-import threading
 import time
 import traceback
 from collections import deque
@@ -35,7 +34,7 @@ from agentic_compression.runtimes.select import runtime_version
 from agentic_compression.runtimes.tokenizer import end_ids, load_tokenizer
 from agentic_compression.runtimes.vllm_runtime import require_vllm
 from agentic_compression.runtimes.vllm_schemes import check_vllm_loads
-from agentic_compression.serving.batching import Emit, Job, Task, failure_event, text_of
+from agentic_compression.serving.batching import Emit, Job, JobQueue, failure_event, text_of
 from agentic_compression.serving.engine import EngineOptions
 from agentic_compression.serving.loading import LoadedModel, cache_cells
 from agentic_compression.serving.schema_trial import SCHEMA_OPTIONS
@@ -47,7 +46,7 @@ _MOST_LOGPROBS = 20
 _OVER = object()
 
 
-class VllmScheduler:
+class VllmScheduler(JobQueue):
     """See ``JobScheduler``.
 
     Args:
@@ -60,26 +59,17 @@ class VllmScheduler:
     """
 
     def __init__(self, engine: Any, sampling: Any, tokenizer: Any, places: int, emit: Emit, queue: int = 256) -> None:
+        super().__init__()
         self._engine, self._sampling, self._tokenizer = engine, sampling, tokenizer
         self._emit, self._queue, self._places = emit, queue, places
-        self._waiting: deque[Job] = deque()
         self._running: dict[str, Job] = {}
         """By the name that vLLM knows them under."""
-        self._tasks: deque[tuple[int, Task]] = deque()
         self._told = (0, 0)
-        self._changed = threading.Condition()
-        self._closed = False
 
     def has_room(self) -> bool:
         """See ``JobScheduler``."""
         with self._changed:
             return len(self._waiting) + len(self._tasks) + len(self._running) < self._queue + self._places
-
-    def submit(self, job: Job) -> None:
-        """See ``JobScheduler``."""
-        with self._changed:
-            self._waiting.append(job)
-            self._changed.notify()
 
     def cancel(self, key: int) -> None:
         """See ``JobScheduler``."""
@@ -89,28 +79,6 @@ class VllmScheduler:
                     job.cancelled = True
             self._tasks = deque(item for item in self._tasks if item[0] != key)
             self._changed.notify()
-
-    def add(self, key: int, task: Task) -> None:
-        """See ``JobScheduler``."""
-        with self._changed:
-            self._tasks.append((key, task))
-            self._changed.notify()
-
-    def close(self) -> None:
-        """See ``JobScheduler``."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-
-    def run(self) -> None:
-        """Step until closed, or until a step of vLLM failed; sleeps while there is nothing to do."""
-        while True:
-            with self._changed:
-                while not (self._closed or self._waiting or self._running or self._tasks):
-                    self._changed.wait()
-                if self._closed:
-                    return
-            self.step()
 
     def step(self) -> None:
         """Hand over what waits, let vLLM make a step, and tell what came of it."""
